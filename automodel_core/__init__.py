@@ -1,0 +1,1 @@
+"""automodel: fine-tune Hugging Face models from one YAML file."""

@@ -1,0 +1,1 @@
+"""From YAML text and overrides to checked sections, without importing torch."""

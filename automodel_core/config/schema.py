@@ -1,0 +1,336 @@
+"""Every section and key of a run's YAML file. The docstrings and `doc` texts here are the user's
+reference: `automodel explain`, the docs site and the error messages are made from them.
+
+A key that other spellings may set has them in `config/aliases.py`. A key that this version refuses
+has `pending` set: it is known, named in the refusal, and never ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import attrs
+
+from automodel_core.errors import ConfigPath
+
+# What a slot does with its target: "call" builds it once, "partial" binds its arguments and lets
+# the engine call it later, "reference" passes the resolved object on as it is.
+Use = Literal["call", "partial", "reference"]
+
+
+@attrs.frozen
+class Target:
+    """What a `_target_` section asks for: a name and the arguments written beside it.
+
+    Arguments may hold further Targets, in lists and mappings too.
+    """
+
+    name: str
+    kind: str | None = None
+    arguments: dict[str, Any] = attrs.field(factory=dict)
+    path: ConfigPath = ()
+    use: Use = "call"
+
+
+@attrs.frozen
+class Slot:
+    """How a field of type Target is filled.
+
+    Attributes:
+        kind: Which registered names a bare `_target_` may use.
+        use: What the engine does with it.
+        given: Parameters that the engine passes and the YAML may not set.
+        default: The `_target_` of a section that has none; None if it must have one.
+    """
+
+    kind: str
+    use: Use = "call"
+    given: tuple[str, ...] = ()
+    default: str | None = None
+
+
+def key(
+    doc: str,
+    *,
+    default: Any = attrs.NOTHING,
+    factory: Any = None,
+    secret: bool = False,
+    pending: str | None = None,
+    slot: Slot | None = None,
+    at_least: float | None = None,
+) -> Any:
+    """One key of a section.
+
+    Args:
+        doc: One sentence for the reference and for error messages.
+        default: Its value when the YAML leaves it out.
+        factory: Makes the default, for mutable ones.
+        secret: Its value is never printed or saved.
+        pending: Not available yet; the text says what to do meanwhile. Values that mean "off"
+            (false, none, 0, the default) are accepted.
+        slot: For Target fields.
+        at_least: The smallest number allowed.
+    """
+    metadata = {
+        "doc": doc,
+        "secret": secret,
+        "pending": pending,
+        "slot": slot,
+        "at_least": at_least,
+    }
+    if factory is not None:
+        return attrs.field(factory=factory, metadata=metadata)
+    return attrs.field(default=default, metadata=metadata)
+
+
+@attrs.frozen(kw_only=True)
+class StepScheduler:
+    """How long to train and how often to validate and save. A step is an optimizer step."""
+
+    grad_acc_steps: int | None = key(
+        "Micro-batches per optimizer step on each data-parallel rank (1 if left out).",
+        default=None,
+        at_least=1,
+    )
+    global_batch_size: int | None = key(
+        "Samples per optimizer step over all ranks; sets grad_acc_steps instead of naming it.",
+        default=None,
+        at_least=1,
+    )
+    max_steps: int | None = key(
+        "Stop after this many steps, going round the data as often as needed.",
+        default=None,
+        at_least=1,
+    )
+    num_epochs: int | None = key(
+        "Stop after this many passes over the data. With neither this nor max_steps: one.",
+        default=None,
+        at_least=1,
+    )
+    val_every_steps: int | None = key(
+        "Validate every N steps; by default at each checkpoint and at the end.",
+        default=None,
+        at_least=1,
+    )
+
+
+@attrs.frozen(kw_only=True)
+class DataLoader:
+    """How samples become micro-batches. Other keys go to the loader itself."""
+
+    loader: Target = key(
+        "The loader class.",
+        slot=Slot(
+            "dataloaders",
+            use="partial",
+            given=("dataset", "sampler", "batch_sampler", "batch_size", "shuffle", "drop_last"),
+            default="stateful",
+        ),
+    )
+    batch_size: int = key(
+        "Samples in a micro-batch, per data-parallel rank.", default=1, at_least=1
+    )
+    shuffle: bool = key(
+        "A new order every epoch, drawn from the seed; false keeps the order of the data.",
+        default=False,
+    )
+    collate_fn: Target = key(
+        "What pads samples into a batch: a name, or a mapping with _target_ and arguments.",
+        slot=Slot("collators", use="partial", given=("samples",), default="default_collater"),
+    )
+
+
+@attrs.frozen(kw_only=True)
+class LRScheduler:
+    """The learning rate over the run."""
+
+    lr_decay_style: Literal["cosine", "linear", "constant", "inverse-square-root", "WSD"] = key(
+        "The shape after warm-up.", default="constant"
+    )
+    min_lr: float = key("Where the decay ends.", default=0.0, at_least=0.0)
+    warmup_steps: int = key(
+        "Steps of linear warm-up; the first step runs at lr / warmup_steps.",
+        default=0,
+        at_least=0,
+    )
+    decay_steps: int | None = key(
+        "WSD only: length of the final decay (a tenth of the run if left out).",
+        default=None,
+        at_least=1,
+    )
+
+
+@attrs.frozen(kw_only=True)
+class DistEnv:
+    """The process group."""
+
+    backend: Literal["nccl", "gloo"] | None = key(
+        "Communication backend; by default nccl on CUDA and gloo on the CPU.", default=None
+    )
+    timeout_minutes: float = key(
+        "How long a collective may wait for the slowest rank.", default=10.0, at_least=0.1
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Rng:
+    """Randomness: the sample order, dropout, and newly drawn weights."""
+
+    target: Target = key(
+        "Keeps the random state that training consumes.",
+        slot=Slot("rng", given=("seed", "ranked", "rank"), default="stateful_rng"),
+    )
+    seed: int = key("The run's seed.", default=42, at_least=0)
+    ranked: bool = key(
+        "Other dropout on each data-parallel rank; never touches data order or initial weights.",
+        default=True,
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Checkpoint:
+    """What is saved, where and how often. The folder is also the run's folder for its logs."""
+
+    enabled: bool = key("Save at all.", default=True)
+    checkpoint_dir: str = key("The run folder.", default="checkpoints/")
+    model_save_format: Literal["safetensors", "torch_save"] = key(
+        "Format of the weights.", default="safetensors"
+    )
+    save_every_steps: int | None = key(
+        "Save every N steps; the end of the run is always saved.", default=None, at_least=1
+    )
+
+
+@attrs.frozen(kw_only=True)
+class FreezeConfig:
+    """Which parts of the model keep their weights."""
+
+    freeze_embeddings: bool = key("Freeze the input embeddings.", default=False)
+    freeze_vision_tower: bool = key("Freeze the vision tower.", default=False)
+    freeze_language_model: bool = key("Freeze the language model.", default=False)
+    freeze_audio_tower: bool = key("Freeze the audio tower.", default=False)
+    freeze_projector: bool = key("Freeze the multimodal projector.", default=False)
+
+
+@attrs.frozen(kw_only=True)
+class PackedSequence:
+    """Several short samples in one row."""
+
+    packed_sequence_size: int = key(
+        "Tokens in a packed row; 0 does not pack.",
+        default=0,
+        at_least=0,
+        pending="packing; write 0 or leave the section out",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class PreProcessor:
+    """Where a tokenizer or processor comes from, when it is not the model's own."""
+
+    pretrained_model_name_or_path: str = key("Hub repository or local folder.")
+    revision: str | None = key("Branch, tag or commit on the Hub.", default=None)
+
+
+@attrs.frozen(kw_only=True)
+class GenerationEval:
+    """Answers a data set before and after training, prints some side by side, counts exact matches."""
+
+    dataset: Target = key(
+        "Held-out samples; the prompt is what comes before the first supervised token.",
+        slot=Slot("datasets"),
+    )
+    num_samples: int = key("Answers to print side by side.", default=5, at_least=0)
+    max_new_tokens: int = key("Longest answer, in tokens.", default=64, at_least=1)
+    batch_size: int = key("Prompts answered at once.", default=8, at_least=1)
+
+
+@attrs.frozen(kw_only=True)
+class Wandb:
+    """Weights & Biases."""
+
+    enable: bool = key("Log to Weights & Biases.", default=True)
+    project: str | None = key("Project name.", default=None)
+    entity: str | None = key("Team or user.", default=None)
+    name: str | None = key("Name of the run.", default=None)
+    save_dir: str | None = key("Folder for its files.", default=None)
+    api_key: str | None = key("Used to log in, never saved.", default=None, secret=True)
+
+
+@attrs.frozen(kw_only=True)
+class Slurm:
+    """Submission to a Slurm cluster."""
+
+    job_name: str | None = key("Name of the job.", default=None)
+    nodes: int = key("Number of nodes.", default=1, at_least=1)
+    ntasks_per_node: int | None = key("Ranks on each node.", default=None, at_least=1)
+    gpus_per_node: int | None = key("GPUs of each node.", default=None, at_least=1)
+    time: str | None = key("Time limit, such as 02:00:00.", default=None)
+    account: str | None = key("Account to charge.", default=None)
+    partition: str | None = key("Partition.", default=None)
+    container_image: str | None = key("Container to run in (pyxis).", default=None)
+    master_port: int | None = key("Port of the rendezvous.", default=None, at_least=1)
+    hf_home: str | None = key("HF_HOME on the nodes.", default=None)
+    wandb_key: str | None = key("WANDB_API_KEY of the job.", default=None, secret=True)
+    hf_token: str | None = key("HF_TOKEN of the job.", default=None, secret=True)
+
+
+@attrs.frozen(kw_only=True)
+class RunConfig:
+    """A whole run. `model`, `dataset` and `step_scheduler` are required."""
+
+    model: Target = key("The model to tune.", slot=Slot("models"))
+    dataset: Target = key("The training data.", slot=Slot("datasets"))
+    step_scheduler: StepScheduler = key("How long to train.")
+    recipe: str | None = key(
+        "Accepted for files written for NeMo Automodel; fine-tuning is the only recipe.",
+        default=None,
+    )
+    validation_dataset: Target | None = key(
+        "Held-out data for the validation loss.", default=None, slot=Slot("datasets")
+    )
+    dataloader: DataLoader = key("Micro-batches for training.", factory=DataLoader)
+    validation_dataloader: DataLoader | None = key(
+        "Micro-batches for validation; what it leaves out is taken from dataloader.", default=None
+    )
+    optimizer: Target = key(
+        "The optimizer.",
+        slot=Slot("optimizers", use="partial", given=("params",), default="adamw"),
+    )
+    lr_scheduler: LRScheduler = key("The learning rate over the run.", factory=LRScheduler)
+    loss_fn: Target = key("The loss.", slot=Slot("losses", default="masked_ce"))
+    clip_grad_norm: float | None = key(
+        "Largest gradient norm; none does not clip.", default=1.0, at_least=0.0
+    )
+    compile: bool = key(
+        "torch.compile of the model.", default=False, pending="compilation; write false"
+    )
+    tokenizer: PreProcessor | None = key("Another tokenizer than the model's own.", default=None)
+    processor: PreProcessor | None = key("Another processor than the model's own.", default=None)
+    distributed: Target | None = key(
+        "How the run is spread over devices.", default=None, slot=Slot("distributed")
+    )
+    dist_env: DistEnv = key("The process group.", factory=DistEnv)
+    rng: Rng = key("Randomness.", factory=Rng)
+    checkpoint: Checkpoint = key("Saving.", factory=Checkpoint)
+    generation_eval: GenerationEval | None = key(
+        "Answers before and after training.", default=None
+    )
+    peft: Target | None = key(
+        "Adapters instead of full fine-tuning.",
+        default=None,
+        slot=Slot("peft"),
+        pending="adapters; leave the section out to tune all weights",
+    )
+    freeze_config: FreezeConfig | None = key(
+        "Parts of the model that do not train.",
+        default=None,
+        pending="freezing; leave the section out",
+    )
+    packed_sequence: PackedSequence | None = key("Sequence packing.", default=None)
+    wandb: Wandb | None = key(
+        "Log to Weights & Biases.", default=None, pending="W&B logging; leave the section out"
+    )
+    slurm: Slurm | None = key(
+        "Submit to Slurm.", default=None, pending="submission; start the run inside your own job"
+    )

@@ -1,0 +1,133 @@
+"""What each kind of plugin must do. A plugin is an ordinary function or class that an entry point
+names; nothing here needs to be imported or inherited.
+
+The kinds, the entry-point group of each, and what a target of that kind returns when it is called
+with the arguments of its YAML section:
+
+    models         `automodel.models`        a ModelSource: a model that is known but not yet loaded
+    datasets       `automodel.datasets`      a Dataset: tokenised samples, by index
+    collators      `automodel.collators`     called with a list of samples; returns a Batch
+    losses         `automodel.losses`        a Loss
+    optimizers     `automodel.optimizers`    a torch.optim.Optimizer; called with the parameters first
+    dataloaders    `automodel.dataloaders`   an iterable loader; called with the dataset first
+    rng            `automodel.rng`           a StatefulRNG
+    distributed    `automodel.distributed`   a parallel manager
+
+A target that declares a parameter with one of the names in SUPPLIED, and whose YAML leaves it out,
+is given it by the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.processing_utils import ProcessorMixin
+
+# What the engine gives to any target that asks for it by parameter name.
+SUPPLIED: Mapping[str, str] = {
+    "tokenizer": "the run's tokenizer (the model's own unless a `tokenizer:` section says otherwise)",
+    "processor": "the run's processor, for models that see or hear; None for text models",
+    "model_config": "the model's transformers configuration, read before its weights",
+    "seed": "the run's seed, `rng.seed`",
+}
+
+# The label of a position that is not supervised, as everywhere in PyTorch and transformers.
+IGNORE_INDEX = -100
+
+Batch = dict[str, "torch.Tensor"]
+
+
+class ModelSource(Protocol):
+    """A model before its weights are read: enough to check a run, and the way to load it.
+
+    Attributes:
+        name: Hub repository, folder or file, as a user would write it.
+        revision: The resolved commit for a Hub model, else None.
+        config: The transformers configuration.
+        torch_dtype: What the YAML asks for: a dtype, or "auto" (the precision plan decides).
+        weight_bytes: Size of the stored weights, read from their headers; None if unknown.
+    """
+
+    name: str
+    revision: str | None
+    config: PretrainedConfig
+    torch_dtype: torch.dtype | Literal["auto"]
+    weight_bytes: int | None
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that belongs to the model. Raises UserError if it has none."""
+        ...
+
+    def load_processor(self) -> ProcessorMixin | None:
+        """The processor of a model that sees or hears; None for a text model."""
+        ...
+
+    def load_model(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+        """Read (or, without weights, draw) the parameters, as `dtype`, on `device`.
+
+        `dtype` is the precision plan's choice; the YAML's wish went into the plan.
+        """
+        ...
+
+
+class Sample(TypedDict, total=False):
+    """One training sample as a dataset emits it, before padding.
+
+    `labels` is aligned with `input_ids` (the engine shifts, once) and holds IGNORE_INDEX where
+    nothing is to be learned. Further keys travel to the collator untouched.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class Dataset(Protocol):
+    """Map-style: a fixed length and samples by index. The engine owns the order.
+
+    An optional attribute `notes: Sequence[str]` holds lines to print once at the start, such as how
+    many rows were dropped and why.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+class Collator(Protocol):
+    """Turns samples into one padded micro-batch of `[batch, sequence]` tensors.
+
+    Returns at least `input_ids`, `labels`, `attention_mask` and `position_ids`. Positions restart at
+    0 with every sample's first real token, on whichever side the padding is.
+    """
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> Batch: ...
+
+
+class Loss(Protocol):
+    """The sum of the token losses of one micro-batch; the engine divides by the step's tokens.
+
+    Attributes:
+        input: What it works on. "logits": called as `loss(logits, labels)` with logits
+            `[batch, sequence, vocabulary]`. "hidden_states": called as
+            `loss(hidden_states, labels, head)` with hidden states `[batch, sequence, hidden]` and
+            `head`, the function from hidden states to logits.
+
+    Labels `[batch, sequence]` come already shifted; IGNORE_INDEX marks unsupervised positions.
+    Returns a float32 scalar, the sum (not the mean) over supervised positions.
+    """
+
+    input: Literal["logits", "hidden_states"]
+
+    def __call__(self, *args: Any) -> torch.Tensor: ...
+
+
+class StatefulRNG(Protocol):
+    """Owns the random state that training consumes (dropout); never the sample order."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
