@@ -1,0 +1,125 @@
+"""What the person at the terminal sees: a plan, live progress, validation, and a closing summary.
+
+With a terminal there is a progress bar; without one, plain lines at a bearable rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from automodel_core.train.generation import Answers, Question
+from automodel_core.train.metrics import StepMetrics
+
+PLAIN_LINES = 25
+
+
+class Console:
+    """Prints a run.
+
+    Args:
+        verbosity: -1 prints only what went wrong; 1 prints every step without a terminal too.
+        total_steps: Known once the data is; sets the rate of plain lines.
+    """
+
+    def __init__(self, verbosity: int = 0) -> None:
+        self.verbosity = verbosity
+        self.rich = RichConsole(quiet=verbosity < 0, highlight=False, soft_wrap=True)
+        self.progress: Progress | None = None
+        self.total_steps = 0
+
+    def say(self, text: str = "") -> None:
+        """One line, above the progress bar if there is one."""
+        (self.progress.console if self.progress else self.rich).print(text, markup=False)
+
+    def heading(self, text: str) -> None:
+        self.rich.print()
+        self.rich.print(text, style="bold", markup=False)
+
+    def facts(self, rows: Sequence[tuple[str, str]]) -> None:
+        """A block of `name  value` lines."""
+        width = max((len(name) for name, _ in rows), default=0)
+        for name, value in rows:
+            self.rich.print(f"  {name:<{width}}  {value}", markup=False)
+
+    @contextmanager
+    def training(self, done: int, total: int) -> Iterator[None]:
+        """Live progress from step `done` on."""
+        self.total_steps = total
+        if not self.rich.is_terminal or self.rich.quiet:
+            yield
+            return
+        columns = (
+            TextColumn("step {task.completed:>4.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        with Progress(*columns, console=self.rich, transient=False) as progress:
+            self.progress, self.task = progress, progress.add_task("", total=total, figures="")
+            progress.update(self.task, completed=done)
+            try:
+                yield
+            finally:
+                self.progress = None
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Show a finished step."""
+        if self.progress:
+            self.progress.update(self.task, completed=metrics.step, figures=figures(metrics))
+        elif self.verbosity > 0 or self.is_plain_line(metrics.step):
+            self.say(f"step {metrics.step:>4}/{self.total_steps}  {figures(metrics)}")
+
+    def is_plain_line(self, step: int) -> bool:
+        every = max(self.total_steps // PLAIN_LINES, 1)
+        return step == 1 or step == self.total_steps or step % every == 0
+
+    def validation(self, step: int, loss: float) -> None:
+        self.say(f"step {step:>4}       validation loss {loss:.4f}")
+
+    def answers(
+        self, questions: Sequence[Question], before: Answers | None, after: Answers, shown: int
+    ) -> None:
+        """Some held-out questions with both answers side by side, and the counts over all."""
+        self.heading("Held-out questions, never trained on")
+        table = Table(show_lines=True, expand=False)
+        for title in ("question", "expected", *(["before"] if before else []), "after"):
+            table.add_column(title, overflow="fold", max_width=44)
+        for index, question in enumerate(questions[:shown]):
+            cells = [tail(question.prompt), question.reference]
+            cells += [before.texts[index]] if before else []
+            table.add_row(*(escape(cell) for cell in (*cells, after.texts[index])))
+        self.rich.print(table)
+        total = len(questions)
+        for name, count in (
+            ("exact match", "exact_matches"),
+            ("contains the answer", "containing"),
+        ):
+            now = f"{getattr(after, count)}/{total}"
+            was = f"{getattr(before, count)}/{total} -> " if before else ""
+            self.rich.print(f"  {name}: {was}{now}", markup=False)
+
+
+def figures(metrics: StepMetrics) -> str:
+    """The numbers of a step on one line."""
+    return (
+        f"loss {metrics.loss:.4f}  lr {metrics.lr:.2e}  grad norm {metrics.grad_norm:.2f}  "
+        f"{metrics.tps:,.0f} supervised tokens/s  {metrics.memory_gib:.1f} GiB"
+    )
+
+
+def tail(prompt: str, lines: int = 2, width: int = 200) -> str:
+    """The end of a prompt, where the question stands; chat headers of other turns are cut."""
+    kept = [line for line in prompt.splitlines() if line.strip()]
+    text = "\n".join(kept[-lines:] if len(kept) > lines else kept)
+    return text if len(text) <= width else "..." + text[-width:]
+
+
+def escape(text: str) -> str:
+    from rich.markup import escape as rich_escape
+
+    return rich_escape(text)

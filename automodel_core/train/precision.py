@@ -1,0 +1,83 @@
+"""One place decides every dtype of a run; the plan is printed and asserted on the live model."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import attrs
+import torch
+
+from automodel_core.errors import UserError
+
+
+@attrs.frozen
+class PrecisionPlan:
+    """The dtypes of a run.
+
+    Attributes:
+        parameters: What the trainable weights are held in (and the gradients and optimizer state).
+        compute: What matrix products run in; other than `parameters`, through autocast.
+        loss_scaling: Dynamic loss scaling, for float16.
+        reason: Why, in words a user understands.
+    """
+
+    parameters: torch.dtype
+    compute: torch.dtype
+    loss_scaling: bool
+    reason: str
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """The context in which forward passes run."""
+        if self.compute == self.parameters:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.compute)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What the start of a run prints."""
+        name = str(self.parameters).removeprefix("torch.")
+        return [
+            ("parameters", name),
+            ("compute", str(self.compute).removeprefix("torch.")),
+            ("gradients", name),
+            ("optimizer state", name),
+            ("loss and reductions", "float32"),
+            ("loss scaling", "dynamic" if self.loss_scaling else "none"),
+        ]
+
+
+def plan_precision(requested: torch.dtype | Literal["auto"], device: torch.device) -> PrecisionPlan:
+    """Decide the dtypes from the YAML's `torch_dtype` and the device.
+
+    Raises:
+        UserError: float16 on the CPU, which has no fast float16 and no loss scaling.
+    """
+    on_gpu = device.type == "cuda"
+    if requested == "auto":
+        fast = on_gpu and torch.cuda.is_bf16_supported()
+        return PrecisionPlan(
+            torch.float32,
+            torch.bfloat16 if fast else torch.float32,
+            False,
+            "auto: float32 master weights, because all of them train",
+        )
+    if requested == torch.float16:
+        if not on_gpu:
+            raise UserError(
+                "float16 training needs a GPU: it keeps float32 master weights and scales the loss.",
+                fix="write torch_dtype: bfloat16, float32 or auto",
+                path=("model", "torch_dtype"),
+            )
+        return PrecisionPlan(
+            torch.float32, torch.float16, True, "float16: float32 master weights, scaled loss"
+        )
+    return PrecisionPlan(requested, requested, False, f"torch_dtype: {requested}")
+
+
+def assert_precision(model: torch.nn.Module, plan: PrecisionPlan) -> None:
+    """The live model after all wrapping holds what the plan says."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != plan.parameters:
+            raise AssertionError(
+                f"{name} is {parameter.dtype}, but the precision plan says {plan.parameters}"
+            )

@@ -1,0 +1,68 @@
+"""What is printed before the first step and after the last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from automodel_core.protocols import ModelSource
+from automodel_core.train.console import Console
+from automodel_core.train.loop import Run
+from automodel_core.train.metrics import peak_memory_gib
+from automodel_core.train.run_folder import latest_checkpoint
+
+
+def print_plan(console: Console, run: Run, source: ModelSource) -> None:
+    """What is about to happen, in numbers that the user can check."""
+    config, horizon = run.config, run.horizon
+    trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in run.model.parameters())
+    revision = f" at {source.revision[:12]}" if source.revision else ""
+    held_out = f", {len(run.validation.dataset):,} for validation" if run.validation else ""
+    batch = f"{run.data.micro_batch} x {run.data.grad_acc_steps}"
+    console.heading("Plan")
+    console.facts(
+        [
+            ("model", f"{source.name}{revision}"),
+            ("trains", f"{trainable:,} of {total:,} parameters"),
+            ("device", str(run.objective.device)),
+            ("data", f"{len(run.data.dataset):,} samples{held_out}"),
+            (
+                "steps",
+                f"{horizon.total_steps} of {batch} samples, {horizon.steps_per_epoch} an epoch",
+            ),
+            ("learning rate", f"{run.peak_lr[0]:.2e}, {config.lr_scheduler.lr_decay_style}"),
+            ("run folder", str(run.folder)),
+        ]
+    )
+    console.heading(f"Precision ({run.objective.precision.reason})")
+    console.facts(run.objective.precision.rows())
+
+
+def print_summary(console: Console, run: Run) -> None:
+    """Where the model is, how to load it, and what the run cost."""
+    rate = run.label_tokens / run.seconds["train"] if run.seconds["train"] else 0.0
+    phases = "  ".join(
+        f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items() if seconds
+    )
+    console.heading("Done")
+    console.facts(
+        [
+            (
+                "steps",
+                f"{run.step}, {run.label_tokens:,} supervised tokens, {rate:,.0f} per second",
+            ),
+            ("time", phases),
+            ("peak memory", f"{peak_memory_gib(run.objective.device):.1f} GiB"),
+            ("logs", f"{run.folder / 'training.jsonl'}"),
+        ]
+    )
+    checkpoint = latest_checkpoint(run.folder)
+    if checkpoint is not None:
+        console.facts([("model", f"{run.folder / 'latest' / 'model'}")])
+        console.heading("Load it anywhere")
+        console.say(f"  {loading_line(type(run.model).__name__, run.folder / 'latest' / 'model')}")
+
+
+def loading_line(class_name: str, folder: Path) -> str:
+    """Python that opens the saved model in plain transformers."""
+    return f'from transformers import {class_name}; {class_name}.from_pretrained("{folder}")'

@@ -1,0 +1,80 @@
+import subprocess
+import sys
+
+import pytest
+
+from automodel_core.errors import UserError
+from automodel_core.train.run_folder import (
+    check_disk_space,
+    checkpoints_in,
+    fresh_sibling,
+    latest_checkpoint,
+    locked,
+    open_run_folder,
+    point_latest_to,
+)
+
+
+def test_a_fresh_run_gets_a_folder_beside_the_used_one(tmp_path):
+    used = tmp_path / "run"
+    assert fresh_sibling(used) == used
+    used.mkdir()
+    (used / "training.jsonl").touch()
+    assert fresh_sibling(used) == tmp_path / "run-2"
+
+
+def test_checkpoints_are_listed_by_step_not_by_spelling(tmp_path):
+    for name in ("epoch_0_step_9", "epoch_0_step_10", "epoch_1_step_100", "notes"):
+        (tmp_path / name).mkdir()
+    assert [p.name for p in checkpoints_in(tmp_path)] == [
+        "epoch_0_step_9",
+        "epoch_0_step_10",
+        "epoch_1_step_100",
+    ]
+
+
+def test_latest_follows_the_link_and_survives_its_loss(tmp_path):
+    first, second = tmp_path / "epoch_0_step_1", tmp_path / "epoch_0_step_2"
+    first.mkdir()
+    second.mkdir()
+    point_latest_to(first)
+    assert latest_checkpoint(tmp_path) == first
+    point_latest_to(second)
+    assert latest_checkpoint(tmp_path) == second
+    (tmp_path / "latest").unlink()
+    assert latest_checkpoint(tmp_path) == second
+
+
+def test_latest_may_be_a_text_file_where_links_do_not_work(tmp_path):
+    (tmp_path / "epoch_0_step_1").mkdir()
+    (tmp_path / "latest").write_text("epoch_0_step_1\n")
+    assert latest_checkpoint(tmp_path) == tmp_path / "epoch_0_step_1"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_its_key(tmp_path):
+    blocker = tmp_path / "file"
+    blocker.touch()
+    with pytest.raises(UserError) as caught:
+        open_run_folder(str(blocker / "run"), fresh=False)
+    assert caught.value.path == ("checkpoint", "checkpoint_dir")
+
+
+def test_a_disk_that_is_too_small_is_refused_with_the_arithmetic(tmp_path):
+    with pytest.raises(UserError, match=r"2 checkpoint\(s\) need about 1048576.0 GiB"):
+        check_disk_space(tmp_path, 2**50, "2 checkpoint(s)")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
+def test_two_runs_on_one_folder_are_refused(tmp_path):
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from automodel_core.train.run_folder import locked\n"
+        "with locked(Path(sys.argv[1])): pass\n"
+    )
+    with locked(tmp_path):
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+        )
+    assert "Another run (process" in other.stderr
+    with locked(tmp_path):
+        pass
