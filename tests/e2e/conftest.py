@@ -1,0 +1,117 @@
+"""Real runs of a tiny model on tiny data, started as a user starts them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import attrs
+import pytest
+from ruamel.yaml import YAML
+from tests.tiny import tiny_llama, tiny_tokenizer
+
+from automodel_core.cli import main
+
+QUESTIONS = [
+    {
+        "id": str(number),
+        "title": "numbers",
+        "context": f"The sum of {number} and one is {number + 1}.",
+        "question": f"What is {number} plus one?",
+        "answers": {"text": [str(number + 1)], "answer_start": [0]},
+    }
+    for number in range(24)
+]
+
+
+@attrs.frozen
+class Finished:
+    """A run that has ended.
+
+    Attributes:
+        code: Exit code.
+        folder: Its run folder.
+        out: What it printed.
+    """
+
+    code: int
+    folder: Path
+    out: str
+
+    @property
+    def steps(self) -> list[dict]:
+        return [json.loads(x) for x in (self.folder / "training.jsonl").read_text().splitlines()]
+
+    @property
+    def validations(self) -> list[dict]:
+        return [json.loads(x) for x in (self.folder / "validation.jsonl").read_text().splitlines()]
+
+    @property
+    def losses(self) -> list[float]:
+        return [step["loss"] for step in self.steps]
+
+    @property
+    def checkpoints(self) -> list[str]:
+        return sorted(p.name for p in self.folder.glob("epoch_*"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A tiny Llama with a chat tokenizer, as a transformers folder."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tiny_tokenizer(folder, chat=True)
+    tiny_llama(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def squad_folder(tmp_path_factory) -> Path:
+    """SQuAD's columns, in files of our own."""
+    folder = tmp_path_factory.mktemp("squad")
+    for split, rows in (("train", QUESTIONS[:16]), ("validation", QUESTIONS[16:])):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def base_config(tiny_model, squad_folder) -> dict:
+    """The smallest run: four steps of four samples."""
+    return {
+        "model": {"_target_": "causal_lm", "pretrained_model_name_or_path": str(tiny_model)},
+        "dataset": {"_target_": "squad", "dataset_name": str(squad_folder), "split": "train"},
+        "step_scheduler": {"max_steps": 4},
+        "dataloader": {"batch_size": 4},
+        "optimizer": {"_target_": "adamw", "lr": 1e-3},
+    }
+
+
+@pytest.fixture
+def automodel(tmp_path, base_config, capsys):
+    """Run the base configuration with some of its sections changed; returns a Finished."""
+
+    def run(changes: dict | None = None, *arguments: str, folder: str = "run") -> Finished:
+        run_folder = tmp_path / folder
+        place = {"checkpoint": {"checkpoint_dir": str(run_folder)}}
+        config = merged(merged(base_config, place), changes or {})
+        path = tmp_path / "config.yaml"
+        with path.open("w") as handle:
+            YAML(typ="safe").dump(config, handle)
+        code = main(["run", str(path), *arguments])
+        printed = capsys.readouterr()
+        return Finished(code, run_folder, printed.out + printed.err)
+
+    return run
+
+
+def merged(base: dict, changes: dict) -> dict:
+    """`base` with `changes` laid over it, mapping by mapping; None removes a key."""
+    result = dict(base)
+    for name, value in changes.items():
+        if value is None:
+            result.pop(name, None)
+        elif isinstance(value, dict) and isinstance(base.get(name), dict):
+            result[name] = merged(base[name], value)
+        else:
+            result[name] = value
+    return result

@@ -1,0 +1,270 @@
+"""Each key of the reference that training honours, and the effect that shows it."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def weights(run, checkpoint=None):
+    folder = run.folder / (checkpoint or "latest") / "model"
+    return load_file(folder / "model.safetensors")
+
+
+# step_scheduler
+
+
+def test_step_scheduler_grad_acc_steps(automodel):
+    one = automodel({"step_scheduler": {"max_steps": 1}})
+    two = automodel(
+        {
+            "step_scheduler": {"max_steps": 1, "grad_acc_steps": 2},
+            "dataloader": {"batch_size": 2},
+        },
+        folder="accumulated",
+    )
+    assert one.steps[0]["num_label_tokens"] == two.steps[0]["num_label_tokens"]
+    assert one.losses == pytest.approx(two.losses, rel=1e-6)
+
+
+def test_step_scheduler_max_steps(automodel):
+    run = automodel({"step_scheduler": {"max_steps": 6}})
+    assert [step["step"] for step in run.steps] == [1, 2, 3, 4, 5, 6]
+    assert [step["epoch"] for step in run.steps] == [0, 0, 0, 0, 1, 1]
+
+
+def test_step_scheduler_num_epochs(automodel):
+    run = automodel({"step_scheduler": {"max_steps": None, "num_epochs": 2}})
+    assert [step["epoch"] for step in run.steps] == [0] * 4 + [1] * 4
+
+
+def test_neither_max_steps_nor_num_epochs_means_one_epoch(automodel):
+    run = automodel({"step_scheduler": {"max_steps": None, "grad_acc_steps": 3}})
+    assert len(run.steps) == 2, "16 samples: one group of 12 and a short one of 4"
+
+
+def test_step_scheduler_ckpt_every_steps(automodel):
+    run = automodel({"step_scheduler": {"ckpt_every_steps": 3}})
+    assert run.checkpoints == ["epoch_0_step_3", "epoch_0_step_4"]
+
+
+def test_step_scheduler_val_every_steps(automodel, squad_folder):
+    validation = {"_target_": "squad", "dataset_name": str(squad_folder), "split": "validation"}
+    run = automodel({"validation_dataset": validation, "step_scheduler": {"val_every_steps": 3}})
+    assert [row["step"] for row in run.validations] == [3, 4]
+
+
+def test_validation_runs_at_each_checkpoint_when_val_every_steps_is_left_out(
+    automodel, squad_folder
+):
+    validation = {"_target_": "squad", "dataset_name": str(squad_folder), "split": "validation"}
+    run = automodel({"validation_dataset": validation, "step_scheduler": {"ckpt_every_steps": 2}})
+    assert [row["step"] for row in run.validations] == [2, 4]
+
+
+# model
+
+
+def test_model_pretrained_model_name_or_path(automodel, tiny_model):
+    run = automodel({"step_scheduler": {"max_steps": 1}, "optimizer": {"lr": 0.0}})
+    start, end = load_file(tiny_model / "model.safetensors"), weights(run)
+    assert all(torch.equal(start[name], end[name]) for name in start)
+
+
+@pytest.mark.parametrize(
+    ("asked", "saved"),
+    [
+        ("torch.bfloat16", torch.bfloat16),
+        ("bfloat16", torch.bfloat16),
+        ("float32", torch.float32),
+        ("auto", torch.float32),
+    ],
+)
+def test_model_torch_dtype(automodel, asked, saved):
+    run = automodel({"step_scheduler": {"max_steps": 1}, "model": {"torch_dtype": asked}})
+    assert {tensor.dtype for tensor in weights(run).values()} == {saved}
+
+
+def test_float16_is_refused_on_the_cpu(automodel):
+    run = automodel({"model": {"torch_dtype": "torch.float16"}})
+    assert run.code == 2
+    assert "float16 training needs a GPU" in run.out
+
+
+@pytest.mark.parametrize("key", ["use_liger_kernel", "use_sdpa_patching"])
+def test_model_use_liger_kernel_and_use_sdpa_patching(automodel, key):
+    assert automodel({"step_scheduler": {"max_steps": 1}, "model": {key: False}}).code == 0
+    refused = automodel({"model": {key: True}}, folder="refused")
+    assert refused.code == 2
+    assert key in refused.out
+
+
+def test_model_attn_implementation(automodel):
+    eager = automodel({"model": {"attn_implementation": "eager"}})
+    assert eager.code == 0
+    unknown = automodel({"model": {"attn_implementation": "telepathy"}}, folder="refused")
+    assert unknown.code == 2
+    assert "telepathy" in unknown.out
+
+
+# dataset
+
+
+def test_dataset_split(automodel):
+    run = automodel({"dataset": {"split": "train[:4]"}, "step_scheduler": {"max_steps": 2}})
+    assert [step["epoch"] for step in run.steps] == [0, 1]
+
+
+def test_dataset_limit_dataset_samples(automodel):
+    run = automodel({"dataset": {"limit_dataset_samples": 8}, "step_scheduler": {"max_steps": 3}})
+    assert [step["epoch"] for step in run.steps] == [0, 0, 1]
+
+
+# dataloader
+
+
+def test_dataloader_batch_size(automodel):
+    run = automodel({"dataloader": {"batch_size": 8}, "step_scheduler": {"max_steps": None}})
+    assert len(run.steps) == 2
+
+
+def test_dataloader_shuffle(automodel):
+    in_order = automodel({"dataloader": {"shuffle": False}, "optimizer": {"lr": 0.0}})
+    shuffled = automodel(
+        {"dataloader": {"shuffle": True}, "optimizer": {"lr": 0.0}}, folder="shuffled"
+    )
+    assert in_order.losses != shuffled.losses
+    whole = [sum(s["loss"] * s["num_label_tokens"] for s in r.steps) for r in (in_order, shuffled)]
+    assert whole[0] == pytest.approx(whole[1], rel=1e-6), "the same samples, once each"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_dataloader_num_workers(automodel, workers):
+    alone = automodel({"dataloader": {"shuffle": True}})
+    helped = automodel({"dataloader": {"shuffle": True, "num_workers": workers}}, folder="workers")
+    assert helped.losses == alone.losses
+
+
+def test_dataloader_collate_fn(automodel):
+    collate = {"_target_": "default_collater", "padding_side": "left"}
+    right = automodel({"step_scheduler": {"max_steps": 2}})
+    left = automodel(
+        {"dataloader": {"collate_fn": collate}, "step_scheduler": {"max_steps": 2}}, folder="left"
+    )
+    assert left.losses == pytest.approx(right.losses, rel=1e-5)
+
+
+# optimizer, lr_scheduler, loss_fn
+
+
+@pytest.mark.parametrize("name", ["torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD"])
+def test_optimizer_target(automodel, name):
+    run = automodel({"optimizer": {"_target_": name, "lr": 1e-3}})
+    assert run.code == 0, run.out
+    assert run.losses[-1] < run.losses[0]
+
+
+def test_optimizer_lr_and_lr_scheduler(automodel):
+    run = automodel(
+        {
+            "optimizer": {"lr": 1e-3},
+            "lr_scheduler": {"lr_decay_style": "cosine", "min_lr": 1e-4, "warmup_steps": 2},
+        }
+    )
+    assert [s["lr"] for s in run.steps] == pytest.approx([5e-4, 1e-3, 1e-3, 5.5e-4])
+
+
+@pytest.mark.parametrize("key", [{"weight_decay": 0.5}, {"betas": [0.5, 0.5]}, {"eps": 1e-2}])
+def test_optimizer_weight_decay_betas_eps(automodel, key):
+    plain = automodel()
+    changed = automodel({"optimizer": key}, folder="changed")
+    assert changed.code == 0, changed.out
+    assert changed.losses[0] == plain.losses[0]
+    assert changed.losses[1:] != plain.losses[1:]
+
+
+def test_betas_on_sgd_is_refused_before_the_run(automodel):
+    run = automodel({"optimizer": {"_target_": "torch.optim.SGD", "betas": [0.9, 0.95]}})
+    assert run.code == 2
+    assert "betas" in run.out
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize("loss", ["masked_ce", "chunked_ce"])
+def test_loss_fn_target(automodel, loss):
+    default = automodel()
+    named = automodel({"loss_fn": {"_target_": loss}}, folder="other")
+    assert named.losses == pytest.approx(default.losses, rel=1e-5)
+
+
+def test_clip_grad_norm(automodel):
+    tight = automodel({"clip_grad_norm": 1e-3, "optimizer": {"_target_": "sgd", "lr": 1.0}})
+    start, end = tight.steps[0]["grad_norm"], tight.steps[-1]["grad_norm"]
+    assert start == pytest.approx(end, rel=0.2), "steps of length 1e-3 hardly move the model"
+
+
+# distributed, dist_env, rng
+
+
+def test_distributed_with_every_size_one_is_plain_one_process(automodel):
+    plain = automodel()
+    sizes = {"dp_size": "none", "dp_replicate_size": 1, "tp_size": 1, "cp_size": 1}
+    one = automodel({"distributed": {"_target_": "fsdp2", **sizes}}, folder="fsdp2")
+    assert one.losses == plain.losses
+
+
+@pytest.mark.parametrize("key", ["tp_size", "cp_size", "dp_size", "dp_replicate_size"])
+def test_distributed_sizes_above_one_are_refused_by_name(automodel, key):
+    run = automodel({"distributed": {"_target_": "fsdp2", key: 2}})
+    assert run.code == 2
+    assert key in run.out
+
+
+def test_rng_seed(automodel):
+    runs = [
+        automodel({"rng": {"seed": seed}, "dataloader": {"shuffle": True}}, folder=f"run{number}")
+        for number, seed in enumerate((1, 1, 2))
+    ]
+    assert runs[0].losses == runs[1].losses
+    assert runs[0].losses != runs[2].losses
+
+
+# checkpoint
+
+
+def test_checkpoint_enabled(automodel):
+    run = automodel({"checkpoint": {"enabled": False}})
+    assert run.code == 0
+    assert run.checkpoints == []
+    assert len(run.steps) == 4
+
+
+def test_checkpoint_save_every_steps(automodel):
+    run = automodel({"checkpoint": {"save_every_steps": 2}})
+    assert run.checkpoints == ["epoch_0_step_2", "epoch_0_step_4"]
+
+
+@pytest.mark.parametrize("save_format", ["safetensors", "torch_save"])
+def test_checkpoint_model_save_format(automodel, save_format, tiny_model):
+    run = automodel({"checkpoint": {"model_save_format": save_format}})
+    folder = run.folder / "latest" / "model"
+    names = {path.name for path in folder.iterdir()}
+    assert ("model.safetensors" in names) == (save_format == "safetensors")
+    assert ("pytorch_model.bin" in names) == (save_format == "torch_save")
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
+    ids = tokenizer("What is 3 plus one?", return_tensors="pt").input_ids
+    assert model(ids).logits.isfinite().all()
+
+
+def test_the_training_log_has_one_object_per_step_with_the_promised_fields(automodel):
+    run = automodel()
+    promised = {"step", "epoch", "loss", "grad_norm", "lr", "num_label_tokens", "tps"}
+    promised |= {"memory_gib", "seconds"}
+    assert all(promised <= set(step) for step in run.steps)
+    manifest = json.loads((run.folder / "latest" / "manifest.json").read_text())
+    assert manifest["versions"]["torch"] == torch.__version__.split("+")[0]
