@@ -1,0 +1,116 @@
+"""The arguments that a YAML section writes, judged against its target's signature."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import attrs
+
+from automodel_core.annotations import PLAIN, fits, readable
+from automodel_core.config.schema import Slot, Target
+from automodel_core.errors import ConfigPath, UserError
+from automodel_core.protocols import SUPPLIED
+from automodel_core.signatures import Parameter, Signature
+
+REMOTE_CODE = "trust_remote_code"
+
+
+@attrs.frozen
+class Finding:
+    """Something wrong in a configuration.
+
+    Attributes:
+        path: Where in the configuration.
+        message: What is wrong, in one sentence.
+        hint: What to write instead.
+        on: Whether to point at the key or at its value.
+    """
+
+    path: ConfigPath
+    message: str
+    hint: str = ""
+    on: Literal["key", "value"] = "value"
+
+    @classmethod
+    def from_error(cls, error: UserError, path: ConfigPath) -> Finding:
+        """A UserError as a finding; `path` where the error itself doesn't know."""
+        return cls(error.path or path, error.message, error.fix)
+
+
+def judge(target: Target, signature: Signature, slot: Slot | None) -> Iterator[Finding]:
+    """Everything wrong with the arguments of `target`."""
+    given = engine_given(signature, slot)
+    for name, value in target.arguments.items():
+        path = (*target.path, name)
+        parameter = signature.get(name)
+        if name in given:
+            yield Finding(path, f"The engine sets `{name}` itself.", "leave it out", on="key")
+        elif parameter:
+            yield from _judge_value(parameter, value, path, signature)
+        elif not signature.open:
+            yield _unknown(target, name, path, signature, given)
+    for parameter in signature.parameters:
+        known = {*target.arguments, *given, *SUPPLIED}
+        if parameter.default is None and parameter.name not in known:
+            yield Finding(
+                target.path,
+                f"`{target.name}` needs `{parameter.name}`.",
+                parameter.doc or (readable(parameter.annotation) if parameter.annotation else ""),
+                on="key",
+            )
+
+
+def engine_given(signature: Signature, slot: Slot | None) -> frozenset[str]:
+    """The parameters that the engine passes. A partial's first one, whatever its name, is what the
+    engine calls it with: an optimizer's parameters, a loader's dataset, a collator's samples."""
+    if slot is None:
+        return frozenset()
+    first = [each.name for each in signature.parameters if each.positional][:1]
+    return frozenset([*slot.given, *(first if slot.use == "partial" else [])])
+
+
+def _judge_value(
+    parameter: Parameter, value: Any, path: ConfigPath, signature: Signature
+) -> Iterator[Finding]:
+    if not fits(value, parameter.annotation, parameter.default, signature.module):
+        yield Finding(
+            path,
+            f"`{parameter.name}` takes {readable(parameter.annotation or '')}, not {shown(value)}.",
+            parameter.doc,
+        )
+
+
+def _unknown(
+    target: Target, name: str, path: ConfigPath, signature: Signature, given: frozenset[str]
+) -> Finding:
+    names = [each.name for each in signature.parameters if each.name not in given]
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        hint = f"did you mean `{near[0]}`?"
+    else:
+        hint = f"it takes: {', '.join(names)}" if names else "it takes none"
+    return Finding(path, f"`{target.name}` takes no argument `{name}`.", hint, on="key")
+
+
+def shown(value: Any) -> str:
+    """A YAML value and its type, as people speak of them."""
+    words = {bool: "true or false", type(None): "none", list: "a list", dict: "a mapping"}
+    if value is None or isinstance(value, list | dict):
+        return words[type(value)]
+    if isinstance(value, str):
+        return f'the text "{value}"'
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def remote_code(target: Target) -> Finding | None:
+    """Set if the YAML asks for code from a model repository; the command line must agree to it."""
+    value = target.arguments.get(REMOTE_CODE)
+    if not value or not isinstance(value, PLAIN):
+        return None
+    return Finding(
+        (*target.path, REMOTE_CODE),
+        "This would run code from the model's repository.",
+        "read that code, then add --trust-remote-code to the command",
+    )

@@ -1,0 +1,113 @@
+"""From what a YAML file writes as `_target_` to the one object it means, without importing it."""
+
+from __future__ import annotations
+
+import difflib
+
+import attrs
+
+from automodel_core import sources
+from automodel_core.errors import UserError
+from automodel_core.pending import PENDING
+from automodel_core.registry import Record, Registry, a_kind
+from automodel_core.signatures import Signature, read_signature
+from automodel_core.sources import Place
+from automodel_core.trust import Trust, not_what_it_seems
+
+
+@attrs.frozen
+class Resolved:
+    """Where a target is.
+
+    Attributes:
+        module: The module to import.
+        qualname: The object in it, such as `AutoModel.from_pretrained`.
+        record: The plugin that registers it; None for a name used by trust alone.
+        place: What its source says.
+    """
+
+    module: str
+    qualname: str
+    record: Record | None
+    place: Place | None
+
+    @property
+    def dotted(self) -> str:
+        return f"{self.module}.{self.qualname}"
+
+    @property
+    def signature(self) -> Signature | None:
+        """Its parameters, read from source; None if only importing would tell."""
+        return read_signature(self.place) if self.place else None
+
+
+def resolve(name: str, kind: str | None, registry: Registry, trust: Trust) -> Resolved:
+    """What `name` means in a slot of `kind`.
+
+    In this order: an alias, `kind:name` or `owner/name`, a bare name of the slot's kind, a dotted
+    path that is registered or trusted.
+
+    Raises:
+        UserError: It means nothing, cannot be used, or may not be.
+    """
+    if name in registry.aliases:
+        target = registry.by_value.get(registry.aliases[name].dotted)
+        if target:
+            return _registered(_of_kind(target, kind, name, registry))
+    if name in PENDING:
+        raise UserError(f"`{name}` isn't available yet.")
+    if name in registry.by_value:
+        return _registered(_of_kind(registry.by_value[name], kind, name, registry))
+    if (
+        "." in name
+        and not any(each in name for each in ":/")
+        and not _is_registered(name, registry)
+    ):
+        return _dotted(name, registry, trust)
+    return _registered(registry.find(kind, name))
+
+
+def _is_registered(name: str, registry: Registry) -> bool:
+    return any(each.name == name for each in registry.targets())
+
+
+def _of_kind(target: Record, kind: str | None, name: str, registry: Registry) -> Record:
+    if kind is None or target.kind == kind:
+        return target
+    raise UserError(
+        f"`{name}` is {a_kind(target.kind)}, not {a_kind(kind)}.",
+        fix=registry.suggestion(kind, name),
+    )
+
+
+def _registered(record: Record) -> Resolved:
+    place = sources.locate(record.dotted)
+    if place and place.is_missing:
+        raise UserError(
+            f"`{record.name}` is broken: {record.module} has no `{record.qualname}`.",
+            fix=f"reinstall {record.distribution}",
+        )
+    return Resolved(record.module, record.qualname, record, place)
+
+
+def _dotted(name: str, registry: Registry, trust: Trust) -> Resolved:
+    try:
+        trust.require(name)
+    except UserError as error:
+        near = difflib.get_close_matches(name, [*registry.aliases, *PENDING], n=1, cutoff=0.75)
+        if near:
+            error.fix = f"did you mean `{near[0]}`?"
+        raise
+    module, names = sources.split(name)
+    if module is None:
+        raise UserError(f"`{name}`: no package `{name.partition('.')[0]}` is installed.")
+    place = sources.follow(module, names)
+    if place.dotted != name and not trust.permits(place.dotted):
+        raise not_what_it_seems(name, place.dotted)
+    if place.is_missing:
+        near = difflib.get_close_matches(place.names[0], sources.bindings(place.module), n=1)
+        raise UserError(
+            f"`{place.module.name}` has no `{place.names[0]}`.",
+            fix=f"did you mean `{near[0]}`?" if near else "",
+        )
+    return Resolved(module.name, ".".join(names), None, place)
