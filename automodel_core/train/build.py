@@ -95,7 +95,7 @@ def checkpoint_to_resume(folder: Path, resume: str) -> Path | None:
     if resume == "none":
         if checkpoints_in(folder):
             raise UserError(
-                f"{folder} already holds a run, and --resume none would mix two runs in one folder.",
+                f"{folder} already holds a run; --resume none would mix two runs in one folder.",
                 fix="pass --fresh instead: it starts a new folder beside that one",
                 path=("checkpoint", "checkpoint_dir"),
             )
@@ -146,7 +146,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
 
 
 def choose_device(console: Console) -> torch.device:
-    """The first CUDA device, else the CPU. Apple's MPS is refused by name: nothing is tested on it."""
+    """The first CUDA device, else the CPU. Apple's MPS is refused by name: it is untested."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if torch.backends.mps.is_available():

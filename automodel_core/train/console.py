@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console as RichConsole
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -16,6 +17,8 @@ from automodel_core.train.generation import Answers, Question
 from automodel_core.train.metrics import StepMetrics
 
 PLAIN_LINES = 25
+# What is left of a chat template's answer header once its special tokens are gone.
+ANSWER_HEADERS = ("assistant", "model")
 
 
 class Console:
@@ -112,14 +115,10 @@ def figures(metrics: StepMetrics) -> str:
     )
 
 
-def tail(prompt: str, lines: int = 2, width: int = 200) -> str:
-    """The end of a prompt, where the question stands; chat headers of other turns are cut."""
-    kept = [line for line in prompt.splitlines() if line.strip()]
-    text = "\n".join(kept[-lines:] if len(kept) > lines else kept)
+def tail(prompt: str, width: int = 200) -> str:
+    """The last line of a prompt, where the question stands, without the answer's chat header."""
+    lines = [line.strip() for line in prompt.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[-1] in ANSWER_HEADERS:
+        lines.pop()
+    text = lines[-1] if lines else ""
     return text if len(text) <= width else "..." + text[-width:]
-
-
-def escape(text: str) -> str:
-    from rich.markup import escape as rich_escape
-
-    return rich_escape(text)

@@ -64,7 +64,7 @@ def plan_precision(requested: torch.dtype | Literal["auto"], device: torch.devic
     if requested == torch.float16:
         if not on_gpu:
             raise UserError(
-                "float16 training needs a GPU: it keeps float32 master weights and scales the loss.",
+                "float16 training needs a GPU: float32 master weights with a scaled loss.",
                 fix="write torch_dtype: bfloat16, float32 or auto",
                 path=("model", "torch_dtype"),
             )

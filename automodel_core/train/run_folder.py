@@ -1,4 +1,4 @@
-"""The run folder: `checkpoint_dir`, with its lock, its logs and the link to the latest checkpoint."""
+"""The run folder: `checkpoint_dir`, its lock, its logs and the link to the latest checkpoint."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ micro-batches (and ranks), so it does not depend on how the samples were laid ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 
 import attrs
 import torch
@@ -54,7 +55,7 @@ def prepare_micro_batch(batch: Batch, device: torch.device) -> MicroBatch:
         inputs={
             name: tensor.to(device, non_blocking=True)
             for name, tensor in batch.items()
-            if name != "labels" and isinstance(tensor, torch.Tensor)
+            if name not in ("labels", "sample_id")
         },
         labels=labels.to(device, non_blocking=True),
         samples=len(labels),
@@ -80,15 +81,26 @@ class Objective:
     precision: PrecisionPlan
     device: torch.device
     hidden_states: tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] | None = None
+    takes_positions: bool = attrs.field(init=False)
+
+    @takes_positions.default
+    def _whether_the_model_takes_positions(self) -> bool:
+        parameters = inspect.signature(self.model.forward).parameters
+        return "position_ids" in parameters or any(
+            parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+        )
 
     def loss_sum(self, micro_batch: MicroBatch) -> torch.Tensor:
         """The float32 sum of the token losses, not divided by anything."""
+        inputs = dict(micro_batch.inputs)
+        if not self.takes_positions:  # models with relative or no positions, such as Mamba
+            del inputs["position_ids"]
         with self.precision.autocast(self.device):
             if self.hidden_states is None:
-                logits = self.model(**micro_batch.inputs, use_cache=False).logits
+                logits = self.model(**inputs, use_cache=False).logits
                 return self.loss(logits, micro_batch.labels)
             backbone, head = self.hidden_states
-            return self.loss(backbone(**micro_batch.inputs), micro_batch.labels, head)
+            return self.loss(backbone(**inputs), micro_batch.labels, head)
 
 
 def accumulate_gradients(
@@ -113,7 +125,7 @@ def accumulate_gradients(
 
 
 @torch.no_grad()
-def evaluate(objective: Objective, micro_batches: Sequence[MicroBatch]) -> tuple[float, int]:
+def evaluate(objective: Objective, micro_batches: Iterable[MicroBatch]) -> tuple[float, int]:
     """The mean token loss over all of `micro_batches` together, and their supervised tokens."""
     total, label_tokens = torch.zeros((), dtype=torch.float64, device=objective.device), 0
     for micro_batch in micro_batches:
