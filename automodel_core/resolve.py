@@ -9,7 +9,8 @@ import attrs
 from automodel_core import sources
 from automodel_core.errors import UserError
 from automodel_core.pending import PENDING
-from automodel_core.registry import Record, Registry, a_kind
+from automodel_core.records import Record, a_kind
+from automodel_core.registry import Registry, refusal, source_checked
 from automodel_core.signatures import Signature, read_signature
 from automodel_core.sources import Place
 from automodel_core.trust import Trust, not_what_it_seems
@@ -50,25 +51,18 @@ def resolve(name: str, kind: str | None, registry: Registry, trust: Trust) -> Re
     Raises:
         UserError: It means nothing, cannot be used, or may not be.
     """
-    if name in registry.aliases:
-        target = registry.by_value.get(registry.aliases[name].dotted)
-        if target:
-            return _registered(_of_kind(target, kind, name, registry))
+    alias = registry.aliases.get(name)
+    if alias and alias.state != "ok":
+        raise refusal(alias)
+    target = registry.by_value.get(alias.dotted if alias else name)
+    if target:
+        return _registered(_of_kind(target, kind, name, registry))
     if name in PENDING:
         raise UserError(f"`{name}` isn't available yet.")
-    if name in registry.by_value:
-        return _registered(_of_kind(registry.by_value[name], kind, name, registry))
-    if (
-        "." in name
-        and not any(each in name for each in ":/")
-        and not _is_registered(name, registry)
-    ):
+    is_announced = any(name in each.spellings for each in registry.targets())
+    if "." in name and not is_announced:
         return _dotted(name, registry, trust)
     return _registered(registry.find(kind, name))
-
-
-def _is_registered(name: str, registry: Registry) -> bool:
-    return any(each.name == name for each in registry.targets())
 
 
 def _of_kind(target: Record, kind: str | None, name: str, registry: Registry) -> Record:
@@ -81,13 +75,10 @@ def _of_kind(target: Record, kind: str | None, name: str, registry: Registry) ->
 
 
 def _registered(record: Record) -> Resolved:
-    place = sources.locate(record.dotted)
-    if place and place.is_missing:
-        raise UserError(
-            f"`{record.name}` is broken: {record.module} has no `{record.qualname}`.",
-            fix=f"reinstall {record.distribution}",
-        )
-    return Resolved(record.module, record.qualname, record, place)
+    record = source_checked(record)
+    if record.state not in ("ok", "conflict"):  # a conflicting one gets here only by its owner
+        raise refusal(record)
+    return Resolved(record.module, record.qualname, record, sources.locate(record.dotted))
 
 
 def _dotted(name: str, registry: Registry, trust: Trust) -> Resolved:
