@@ -3,7 +3,7 @@
 A checkpoint is one directory, `epoch_E_step_S/`, that appears complete or not at all:
 
     model/                 opens in plain transformers: weights, config, tokenizer, chat template
-    training/optimizer.safetensors    the optimizer's tensors, named `<parameter>/<key>`
+    training/optimizer/    the optimizer's tensors, named `<parameter>/<key>`, in safetensors
     training/state.json    step, cursor, counts, random state
     config.yaml            the effective configuration
     manifest.json          versions, sizes and hashes of every file
@@ -14,17 +14,20 @@ alone), and reading it never unpickles.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from automodel_core.errors import UserError
@@ -174,14 +177,36 @@ def damaged(checkpoint: Path, name: str, how: str) -> UserError:
 def save_training_state(
     folder: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]
 ) -> None:
+    """Tensors through torch.distributed.checkpoint in safetensors files, the rest as JSON.
+
+    Its own file format is not used: reading it back would unpickle `.metadata`.
+    """
     folder.mkdir()
-    save_file(tensors, folder / "optimizer.safetensors")
+    if tensors:
+        writer = HuggingFaceStorageWriter(str(folder / "optimizer"), save_distributed=True)
+        with quiet_single_process():
+            dcp.save(tensors, storage_writer=writer, no_dist=True)
     (folder / "state.json").write_text(json.dumps(state))
 
 
 def load_training_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """What `save_training_state` wrote."""
-    return (
-        load_file(folder / "optimizer.safetensors"),
-        json.loads((folder / "state.json").read_text()),
-    )
+    tensors: dict[str, torch.Tensor] = {}
+    if (folder / "optimizer").is_dir():
+        reader = HuggingFaceStorageReader(str(folder / "optimizer"))
+        stored = reader.read_metadata().state_dict_metadata
+        tensors = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in stored.items()
+        }
+        with quiet_single_process():
+            dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors, json.loads((folder / "state.json").read_text())
+
+
+@contextlib.contextmanager
+def quiet_single_process() -> Iterator[None]:
+    """PyTorch warns of every save in one process, which is what we mean."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

@@ -1,0 +1,92 @@
+import os
+
+import pytest
+import torch
+
+from automodel_core.errors import UserError
+from automodel_core.train import checkpoint as ck
+
+
+def stepped(optimizer_class, **keys):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    optimizer = optimizer_class(model.parameters(), lr=1e-2, **keys)
+    for _ in range(3):
+        model(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "keys"),
+    [
+        (torch.optim.AdamW, {}),
+        (torch.optim.Adam, {"amsgrad": True}),
+        (torch.optim.SGD, {}),
+        (torch.optim.SGD, {"momentum": 0.9}),
+        (torch.optim.Adagrad, {}),
+        (torch.optim.RMSprop, {"momentum": 0.9}),
+        (torch.optim.Adafactor, {}),
+    ],
+)
+def test_an_optimizer_comes_back_bitwise(optimizer_class, keys, tmp_path):
+    model, optimizer = stepped(optimizer_class, **keys)
+    tensors = ck.optimizer_tensors(optimizer, model)
+    ck.save_training_state(tmp_path / "training", tensors, {"step": 3})
+    restored, state = ck.load_training_state(tmp_path / "training")
+    assert state == {"step": 3}
+
+    torch.manual_seed(0)
+    twin = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    twin.load_state_dict(model.state_dict())
+    again = optimizer_class(twin.parameters(), lr=1e-2, **keys)
+    ck.load_optimizer_tensors(again, twin, restored)
+    data = torch.randn(5, 3)
+    for net, opt in ((model, optimizer), (twin, again)):
+        net(data).square().sum().backward()
+        opt.step()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def write(folder):
+    (folder / "model").mkdir()
+    (folder / "model" / "weights").write_bytes(b"1234")
+
+
+def test_a_checkpoint_appears_whole_and_latest_points_to_it(tmp_path):
+    target = tmp_path / "epoch_0_step_1"
+    ck.write_checkpoint(target, write, {"model": "tiny"})
+    assert ck.read_manifest(target)["files"]["model/weights"]["bytes"] == 4
+    assert (tmp_path / "latest").resolve() == target
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch_0_step_1", "latest"]
+
+
+@pytest.mark.parametrize("damage", [b"12345", b"1235", None])
+def test_a_damaged_file_is_named(tmp_path, damage):
+    target = tmp_path / "epoch_0_step_1"
+    ck.write_checkpoint(target, write, {})
+    weights = target / "model" / "weights"
+    weights.unlink() if damage is None else weights.write_bytes(damage)
+    with pytest.raises(UserError, match="model/weights"):
+        ck.read_manifest(target)
+
+
+def test_a_foreign_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        ck.read_manifest(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_older_checkpoint_alone(tmp_path):
+    first = tmp_path / "epoch_0_step_1"
+    ck.write_checkpoint(first, write, {})
+
+    def full(folder):
+        write(folder)
+        raise OSError(28, os.strerror(28))
+
+    with pytest.raises(UserError, match="No space left on device"):
+        ck.write_checkpoint(tmp_path / "epoch_0_step_2", full, {})
+    assert (tmp_path / "latest").resolve() == first
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch_0_step_1", "latest"]
