@@ -33,3 +33,9 @@ def argument_docs(docstring: str | None) -> dict[str, str]:
         elif name:
             docs[name] = f"{docs[name]} {line.strip()}".strip()
     return docs
+
+
+def without_arguments(docstring: str | None) -> str:
+    """The prose of a docstring, up to its `Args:` section or the first Sphinx directive."""
+    text = inspect.cleandoc(docstring or "")
+    return re.split(r"\n(?:(?:Args|Arguments|Parameters):\n|\.\. )", f"\n{text}\n")[0].strip()

@@ -12,10 +12,12 @@ name), so every node of a job sees the same order.
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
+from typing import Any
 
-from automodel_core import discovery
+from automodel_core.discovery import CORE, discover
 from automodel_core.errors import UserError
 from automodel_core.records import ALIASES, KINDS, Record, a_kind
 from automodel_core.sources import locate
@@ -34,7 +36,7 @@ class Registry:
         Args:
             disabled: Distributions, or names in any spelling, that must not be used.
         """
-        return cls(discovery.discover(disabled))
+        return cls(discover(disabled))
 
     @cached_property
     def aliases(self) -> Mapping[str, Record]:
@@ -91,6 +93,8 @@ class Registry:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
         if near:
             return f"did you mean {' or '.join(f'`{each}`' for each in near)}?"
+        if not any(each.distribution == CORE for each in self.records):
+            return f"{CORE} itself isn't installed here: `pip install -e .` in its folder"
         listed = ", ".join(each for each in names if "." not in each)
         return f"installed: {listed}" if kind and listed else "see `automodel list-plugins`"
 
@@ -108,3 +112,11 @@ def source_checked(record: Record) -> Record:
     if place is None or not place.is_missing:
         return record
     return record.marked("broken", f"{record.module} has no {record.qualname}")
+
+
+def import_object(module: str, qualname: str = "") -> Any:
+    """Import a module and fetch an object in it; the module itself without a name."""
+    found: Any = importlib.import_module(module)
+    for name in filter(None, qualname.split(".")):
+        found = getattr(found, name)
+    return found

@@ -14,7 +14,15 @@ from typing import Any
 import attrs
 
 from automodel_core.docstrings import argument_docs
-from automodel_core.sources import Module, Place, Statement, dotted_text, follow, qualified
+from automodel_core.sources import (
+    Module,
+    Place,
+    Statement,
+    dotted_text,
+    follow,
+    qualified,
+    statements,
+)
 
 FunctionStatement = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -97,7 +105,19 @@ def docstring(place: Place) -> str:
     nodes = [place.node]
     if isinstance(place.node, ast.ClassDef) and (init := _method(place.node, "__init__")):
         nodes.append(init)
-    return "\n\n".join(filter(None, map(ast.get_docstring, nodes)))
+    written = [*map(ast.get_docstring, nodes), _assigned_docstring(place)]
+    return "\n\n".join(filter(None, written))
+
+
+def _assigned_docstring(place: Place) -> str:
+    """The text that a module assigns to `Name.__doc__`, as torch does for its optimizers."""
+    name = f"{place.names[0]}.__doc__"
+    for node in statements(place.module.tree):
+        if isinstance(node, ast.Assign) and dotted_text(node.targets[0]) == name:
+            texts = [each for each in ast.walk(node.value) if isinstance(each, ast.Constant)]
+            first = min(texts, key=lambda each: (each.lineno, each.col_offset), default=None)
+            return inspect.cleandoc(str(first.value)) if first else ""
+    return ""
 
 
 def live_signature(target: Callable[..., Any]) -> Signature | None:

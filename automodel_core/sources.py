@@ -42,6 +42,11 @@ class Module:
         """The parsed source; None if there is none or it isn't valid Python."""
         return parse(self.file) if self.file else None
 
+    @property
+    def docstring(self) -> str:
+        """What its author wrote at its top; "" if nothing."""
+        return (self.tree and ast.get_docstring(self.tree)) or ""
+
 
 @attrs.frozen
 class Place:

@@ -7,7 +7,6 @@ and `bind` make the objects. All judge names by the same trust policy, before an
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from automodel_core.annotations import wants_tuple
 from automodel_core.arguments import REMOTE_CODE, Finding, judge, remote_code
 from automodel_core.config.schema import Slot, Target
 from automodel_core.errors import ConfigPath, UserError
-from automodel_core.registry import Registry
+from automodel_core.registry import Registry, import_object
 from automodel_core.resolve import Resolved, resolve
 from automodel_core.signatures import Signature, live_signature
 from automodel_core.trust import Trust
@@ -189,9 +188,7 @@ def _at(path: ConfigPath) -> Iterator[None]:
 
 def _import(resolved: Resolved) -> Any:
     try:
-        found: Any = importlib.import_module(resolved.module)
-        for name in resolved.qualname.split("."):
-            found = getattr(found, name)
+        return import_object(resolved.module, resolved.qualname)
     except (
         Exception
     ) as error:  # a plugin may raise anything, and the user must know whose fault it is
@@ -199,7 +196,6 @@ def _import(resolved: Resolved) -> Any:
         raise UserError(
             f"Importing `{resolved.dotted}`{owner} failed: {type(error).__name__}: {error}"
         ) from error
-    return found
 
 
 def _require_fit(function: Callable[..., Any], target: Target, arguments: dict[str, Any]) -> None:
