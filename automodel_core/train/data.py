@@ -3,42 +3,119 @@ given batches of indices, and the cursor moves only when an optimizer step is do
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import attrs
 import torch
 
-from automodel_core.config.schema import DataLoader
-from automodel_core.protocols import Collator, Dataset
+from automodel_core.config.schema import DataLoader, RunConfig
+from automodel_core.protocols import Batch, Dataset
 from automodel_core.targets import Targets
-from automodel_core.train.order import Cursor, GlobalBatchSampler
+from automodel_core.train.order import Cursor, EpochBatches, Layout, epoch_order
+
+# A loader over micro-batches of indices.
+MakeLoader = Callable[[EpochBatches], Any]
 
 
-def build_loader(
-    targets: Targets, section: DataLoader, dataset: Dataset, sampler: Any, supplied: dict[str, Any]
-) -> Any:
-    """The YAML's loader over batches of indices.
+def loader_maker(
+    targets: Targets, section: DataLoader, dataset: Dataset, supplied: dict[str, Any]
+) -> MakeLoader:
+    """The YAML's loader, ready for one epoch after another.
 
-    It draws its workers' seeds from a generator of its own, so that how often it is restarted never
+    Worker seeds come from a generator of the loader's own, so that how often it is restarted never
     shows in the random state that training consumes.
     """
-    collate: Collator = targets.bind(section.collate_fn, supplied)
+    collate = targets.bind(section.collate_fn, supplied)
     make = targets.bind(section.loader, supplied)
-    generator = torch.Generator().manual_seed(supplied["seed"])
-    return make(dataset, batch_sampler=sampler, collate_fn=collate, generator=generator)
+
+    def loader(batches: EpochBatches) -> Any:
+        generator = torch.Generator().manual_seed(supplied["seed"])
+        return make(dataset, batch_sampler=batches, collate_fn=collate, generator=generator)
+
+    return loader
 
 
 @attrs.define
 class TrainingData:
-    """The micro-batches of one optimizer step after another, round the data for ever.
+    """The micro-batches of one optimizer step after another, round the data for as long as asked.
 
     Attributes:
-        sampler: Deals this rank its part of the global order, from a cursor to the epoch's end.
-        make_loader: A loader over a sampler.
+        dataset: What is trained on.
+        layout: How a step's samples are spread over micro-batches and ranks.
         cursor: Where the next optimizer step begins.
+        last_epoch: The epoch of the newest step.
     """
 
-    sampler: GlobalBatchSampler
-    make_loader: partial[Any]
-    cursor: Cursor
+    dataset: Dataset
+    make_loader: MakeLoader
+    layout: Layout
+    seed: int
+    shuffle: bool
+    cursor: Cursor = attrs.field(factory=Cursor)
+    last_epoch: int = 0
+    _batches: Iterator[Batch] | None = None
+
+    @classmethod
+    def build(
+        cls, config: RunConfig, targets: Targets, dataset: Dataset, supplied: dict[str, Any]
+    ) -> TrainingData:
+        """From the `dataloader` and `step_scheduler` sections."""
+        section = config.dataloader
+        return cls(
+            dataset=dataset,
+            make_loader=loader_maker(targets, section, dataset, supplied),
+            layout=Layout(section.batch_size, config.step_scheduler.grad_acc_steps or 1),
+            seed=config.rng.seed,
+            shuffle=section.shuffle,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.layout.steps(len(self.dataset))
+
+    def next_step(self) -> tuple[int, list[Batch]]:
+        """The epoch and the micro-batches of the optimizer step that begins at the cursor."""
+        if self._batches is None:
+            order = epoch_order(
+                len(self.dataset), self.seed, self.cursor.epoch, shuffle=self.shuffle
+            )
+            rest = EpochBatches(order, self.cursor.samples, self.layout)
+            self._batches = iter(self.make_loader(rest))
+        return self.cursor.epoch, list(islice(self._batches, self.layout.grad_acc_steps))
+
+    def advance(self) -> None:
+        """An optimizer step is done: the cursor moves past its samples."""
+        self.last_epoch = self.cursor.epoch
+        samples = min(self.layout.group, len(self.dataset) - self.cursor.samples)
+        self.cursor = self.cursor.advanced(samples, len(self.dataset))
+        if self.cursor.samples == 0:
+            self._batches = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return attrs.asdict(self.cursor)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.cursor, self._batches = Cursor(**state), None
+
+
+@attrs.frozen
+class ValidationData:
+    """The micro-batches of a whole validation set, in the order of the data."""
+
+    dataset: Dataset
+    make_loader: MakeLoader
+    layout: Layout
+
+    @classmethod
+    def build(
+        cls, config: RunConfig, targets: Targets, dataset: Dataset, supplied: dict[str, Any]
+    ) -> ValidationData:
+        """From the `validation_dataloader` section, else from `dataloader`."""
+        section = config.validation_dataloader or config.dataloader
+        make = loader_maker(targets, section, dataset, supplied)
+        return cls(dataset, make, Layout(section.batch_size))
+
+    def batches(self) -> Iterator[Batch]:
+        return iter(self.make_loader(EpochBatches(range(len(self.dataset)), 0, self.layout)))

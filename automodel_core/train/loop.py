@@ -114,7 +114,7 @@ def optimizer_step(run: Run) -> StepMetrics:
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
-    run.data.advance(sum(micro_batch.samples for micro_batch in micro_batches))
+    run.data.advance()
 
     loss_value, norm_value = torch.stack([loss, grad_norm]).tolist()
     return measured(run, epoch, micro_batches, (loss_value, norm_value, rates[0]), started, waited)

@@ -18,7 +18,8 @@ def print_plan(console: Console, run: Run, source: ModelSource) -> None:
     total = sum(p.numel() for p in run.model.parameters())
     revision = f" at {source.revision[:12]}" if source.revision else ""
     held_out = f", {len(run.validation.dataset):,} for validation" if run.validation else ""
-    batch = f"{run.data.micro_batch} x {run.data.grad_acc_steps}"
+    layout = run.data.layout
+    batch = f"{layout.micro_batch} x {layout.grad_acc_steps}"
     console.heading("Plan")
     console.facts(
         [
