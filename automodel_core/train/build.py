@@ -80,14 +80,31 @@ def fine_tune(config: RunConfig, context: RunContext) -> Path:
                 "Raise max_steps or num_epochs to go on, or pass --fresh to start again."
             )
             return folder
-        print_plan(console, run, prepared.source)
-        before = answer(run, prepared, console, "before")
-        train(run)
-        after = answer(run, prepared, console, "after")
-        if after is not None:
-            console.answers(prepared.questions, before, after, config.generation_eval.num_samples)
-        print_summary(console, run)
+        with observed(run):
+            print_plan(console, run, prepared.source)
+            before = answer(run, prepared, console, "before")
+            train(run)
+            after = answer(run, prepared, console, "after")
+            if after is not None:
+                shown = config.generation_eval.num_samples
+                console.answers(prepared.questions, before, after, shown)
+            print_summary(console, run)
     return folder
+
+
+@contextlib.contextmanager
+def observed(run: Run) -> Iterator[None]:
+    """Tell the observers when training begins and how it ends."""
+    hooks, folder = run.hooks, run.folder
+    hooks.automodel_model_built(folder=folder, model=run.model)
+    total = run.horizon.total_steps
+    hooks.automodel_run_start(folder=folder, config=run.config, step=run.step, total_steps=total)
+    try:
+        yield
+    except BaseException as error:
+        hooks.automodel_exception(folder=folder, step=run.step, error=error)
+        raise
+    hooks.automodel_run_end(folder=folder, step=run.step)
 
 
 def checkpoint_to_resume(folder: Path, resume: str) -> Path | None:
@@ -227,6 +244,7 @@ def load(
         effective_yaml=context.effective_yaml,
         manifest={"model": prepared.source.name, "revision": prepared.source.revision},
         console=console,
+        hooks=context.hooks,
         model=model,
         tokenizer=prepared.tokenizer,
         objective=build_objective(config, context, prepared, model),
@@ -247,6 +265,7 @@ def load(
     if checkpoint is not None:
         restore(run, *load_training_state(checkpoint / "training"))
         console.say(f"Going on from {checkpoint} (step {run.step}).")
+        run.hooks.automodel_checkpoint_loaded(folder=folder, step=run.step, path=checkpoint)
     (folder / "config.yaml").write_text(context.effective_yaml)
     return run
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 if TYPE_CHECKING:
+    import pluggy
+
     from automodel_core.targets import Targets
 
 
@@ -16,6 +18,7 @@ class RunContext:
 
     Attributes:
         targets: Resolves and builds the `_target_` sections under the reader's trust policy.
+        hooks: The observers of installed packages.
         effective_yaml: The configuration as it is saved beside the run: defaults filled in,
             secrets as placeholders.
         resume: "latest", "none", or the path of a checkpoint.
@@ -27,6 +30,7 @@ class RunContext:
     """
 
     targets: Targets
+    hooks: pluggy.HookRelay
     effective_yaml: str
     resume: str = "latest"
     fresh: bool = False

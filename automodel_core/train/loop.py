@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pluggy
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -52,6 +53,7 @@ class Run:
     effective_yaml: str
     manifest: dict[str, Any]
     console: Console
+    hooks: pluggy.HookRelay
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     objective: Objective
@@ -89,8 +91,7 @@ def train(run: Run) -> None:
         while run.step < run.horizon.total_steps:
             metrics = optimizer_step(run)
             check_finite(metrics)
-            run.training_log.append(attrs.asdict(metrics))
-            run.console.step(metrics)
+            report(run, metrics)
             if stop:
                 raise saved_after_signal(run, stop.signal_name)
             if validation_due(run):
@@ -149,6 +150,14 @@ def measured(
     )
 
 
+def report(run: Run, metrics: StepMetrics) -> None:
+    """To the log, the terminal and the observers."""
+    record = attrs.asdict(metrics)
+    run.training_log.append(record)
+    run.console.step(metrics)
+    run.hooks.automodel_step_end(folder=run.folder, step=run.step, metrics=record)
+
+
 def set_learning_rates(run: Run) -> list[float]:
     """Give every parameter group the rate of the step about to be taken."""
     schedule, total = run.config.lr_scheduler, run.horizon.total_steps
@@ -198,10 +207,15 @@ def validate(run: Run) -> float:
     run.model.train()
     seconds = time.perf_counter() - started
     run.seconds["validate"] += seconds
-    run.validation_log.append(
-        {"step": run.step, "loss": loss, "num_label_tokens": label_tokens, "seconds": seconds}
-    )
+    record = {
+        "step": run.step,
+        "loss": loss,
+        "num_label_tokens": label_tokens,
+        "seconds": seconds,
+    }
+    run.validation_log.append(record)
     run.console.validation(run.step, loss)
+    run.hooks.automodel_validation_end(folder=run.folder, step=run.step, metrics=record)
     return loss
 
 
@@ -219,6 +233,7 @@ def save(run: Run) -> Path:
 
     write_checkpoint(target, write, run.manifest)
     run.seconds["save"] += time.perf_counter() - started
+    run.hooks.automodel_checkpoint_saved(folder=run.folder, step=run.step, path=target)
     return target
 
 

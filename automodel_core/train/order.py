@@ -1,9 +1,9 @@
 """The order of the samples: a pure function of (seed, epoch), walked by one global cursor.
 
-The order is dealt to ranks from one global list, group by group, where a group is what one optimizer
-step takes: micro_batch * grad_acc_steps * ranks samples, fewer at the end of an epoch. So a run may
-stop anywhere and go on with other ranks, workers or micro-batches, and still see every sample of the
-epoch once.
+The order is dealt to ranks from one global list, group by group, where a group is what one
+optimizer step takes: micro_batch * grad_acc_steps * ranks samples, fewer at the end of an epoch. So
+a run may stop anywhere and go on with other ranks, workers or micro-batches, and still see every
+sample of the epoch once.
 """
 
 from __future__ import annotations

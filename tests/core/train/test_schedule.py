@@ -44,8 +44,14 @@ def test_wsd_is_flat_and_then_falls_over_decay_steps():
 
 @pytest.mark.parametrize(
     ("keys", "total"),
-    [({}, 10), ({"num_epochs": 3}, 30), ({"max_steps": 7}, 7), ({"max_steps": 50}, 50)]
-    + [({"max_steps": 50, "num_epochs": 2}, 20), ({"max_steps": 15, "num_epochs": 2}, 15)],
+    [
+        ({}, 10),
+        ({"num_epochs": 3}, 30),
+        ({"max_steps": 7}, 7),
+        ({"max_steps": 50}, 50),
+        ({"max_steps": 50, "num_epochs": 2}, 20),
+        ({"max_steps": 15, "num_epochs": 2}, 15),
+    ],
 )
 def test_whichever_of_max_steps_and_num_epochs_ends_first_ends_the_run(keys, total):
     assert plan_horizon(StepScheduler(**keys), 10) == Horizon(10, total)
