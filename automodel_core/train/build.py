@@ -6,7 +6,9 @@ schedule, disk space; only then are weights read.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
