@@ -1,0 +1,1 @@
+"""Parallel managers: how a run is spread over devices."""
