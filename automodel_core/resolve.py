@@ -45,23 +45,25 @@ class Resolved:
 def resolve(name: str, kind: str | None, registry: Registry, trust: Trust) -> Resolved:
     """What `name` means in a slot of `kind`.
 
-    In this order: an alias, `kind:name` or `owner/name`, a bare name of the slot's kind, a dotted
-    path that is registered or trusted.
+    In this order: the dotted path of something registered or trusted, which no other name can hide;
+    an alias; `kind:name`, `owner/name`, or a bare name of the slot's kind.
 
     Raises:
         UserError: It means nothing, cannot be used, or may not be.
     """
-    alias = registry.aliases.get(name)
-    if alias and alias.state != "ok":
-        raise refusal(alias)
-    target = registry.by_value.get(alias.dotted if alias else name)
-    if target:
-        return _registered(_of_kind(target, kind, name, registry))
+    if name in registry.by_value:
+        return _registered(_of_kind(registry.by_value[name], kind, name, registry))
+    if trust.permits(name):
+        return _dotted(name, trust)
+    if alias := registry.aliases.get(name):
+        if alias.state != "ok":
+            raise refusal(alias)
+        return _registered(_of_kind(registry.by_value[alias.dotted], kind, name, registry))
     if name in PENDING:
         raise UserError(f"`{name}` isn't available yet.")
     is_announced = any(name in each.spellings for each in registry.targets())
     if "." in name and not is_announced:
-        return _dotted(name, registry, trust)
+        raise _not_trusted(name, registry, trust)
     return _registered(registry.find(kind, name))
 
 
@@ -81,14 +83,15 @@ def _registered(record: Record) -> Resolved:
     return Resolved(record.module, record.qualname, record, sources.locate(record.dotted))
 
 
-def _dotted(name: str, registry: Registry, trust: Trust) -> Resolved:
-    try:
-        trust.require(name)
-    except UserError as error:
-        near = difflib.get_close_matches(name, [*registry.aliases, *PENDING], n=1, cutoff=0.75)
-        if near:
-            error.fix = f"did you mean `{near[0]}`?"
-        raise
+def _not_trusted(name: str, registry: Registry, trust: Trust) -> UserError:
+    near = difflib.get_close_matches(name, [*registry.aliases, *PENDING], n=1, cutoff=0.75)
+    error = trust.refusal(name)
+    if near:  # a slip of the pen is likelier than the wish for something unknown
+        error.fix = f"did you mean `{near[0]}`?"
+    return error
+
+
+def _dotted(name: str, trust: Trust) -> Resolved:
     module, names = sources.split(name)
     if module is None:
         raise UserError(f"`{name}`: no package `{name.partition('.')[0]}` is installed.")

@@ -90,18 +90,16 @@ class Trust:
             return False
         return is_built_in(dotted) or any(_below(dotted, each.prefix) for each in self.allowed)
 
-    def require(self, dotted: str) -> None:
-        """Raises UserError, with the flag that would allow it, unless `dotted` is permitted."""
-        if self.permits(dotted):
-            return
+    def refusal(self, dotted: str) -> UserError:
+        """Why a name is not permitted, with the flag that would allow it."""
         if not DOTTED.fullmatch(dotted):
-            raise UserError(
+            return UserError(
                 f"`{dotted}` is not the name of a target.",
                 fix="write a registered name (see `automodel list-plugins`) or package.module.name",
             )
         if DUNDER.search(dotted):
-            raise UserError(f"`{dotted}` is refused: names with double underscores never resolve.")
-        raise UserError(
+            return UserError(f"`{dotted}` is refused: names with double underscores never resolve.")
+        return UserError(
             f"`{dotted}` is neither registered nor trusted.",
             fix=f"if you trust it: --allow {dotted}",
         )
