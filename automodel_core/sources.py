@@ -17,8 +17,6 @@ import attrs
 
 Statement = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
-OVERLOAD = ("overload", "typing.overload")
-
 # Re-exports are followed this far; a longer chain is a cycle.
 MAX_HOPS = 12
 
@@ -144,6 +142,8 @@ def follow(module: Module, names: Sequence[str], hops: int = 0) -> Place:
         return _member(here, node, rest)
     if isinstance(node, ast.Import | ast.ImportFrom):
         source, wanted = imported(module, node, first)
+        if source == module.name:  # `from . import a` in a package: the submodule
+            source, wanted = ".".join((source, *wanted)), ()
         found = find_module(source)
         return follow(found, (*wanted, *rest), hops + 1) if found else here
     if isinstance(node, ast.Assign):
@@ -234,7 +234,7 @@ def _bindings(tree: ast.Module) -> dict[str, ast.stmt]:
     assigned: dict[str, ast.stmt] = {}
     for node in statements(tree):
         if isinstance(node, Statement):
-            if not any(dotted_text(each) in OVERLOAD for each in node.decorator_list):
+            if not _is_overload(node):
                 defined.setdefault(node.name, node)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
@@ -244,6 +244,11 @@ def _bindings(tree: ast.Module) -> dict[str, ast.stmt]:
                 if isinstance(target, ast.Name):
                     assigned.setdefault(target.id, node)
     return {**assigned, **imported, **defined}
+
+
+def _is_overload(node: Statement) -> bool:
+    names = map(dotted_text, node.decorator_list)
+    return any((name or "").rpartition(".")[2] == "overload" for name in names)
 
 
 def statements(tree: ast.Module | None) -> Iterator[ast.stmt]:

@@ -49,7 +49,7 @@ ATTACKS = [
     "torch.optim..Adam",
     "torch.optim.Adam ",
     "torch.optim.Adam\n",
-    "ｏｓ.system",
+    "\uff4fs.system",
     "os/system",
     "losses:os.system",
     "",
@@ -94,7 +94,7 @@ def test_trusted_names_resolve_and_load(name, check):
 
 def test_an_object_that_does_not_say_where_it_is_from_is_refused():
     targets = Targets(Registry.discover(), Trust.from_environment())
-    with pytest.raises(UserError, match="says where it is defined|is really"):
+    with pytest.raises(UserError, match=r"says where it is defined|is really"):
         targets.load(Target("torch.nn.functional.conv2d"))
 
 
@@ -115,7 +115,7 @@ def test_what_no_source_shows_is_refused_when_it_is_loaded(install, check):
     install("sneaky", {}, {"sneaky/__init__": source})
     assert check("sneaky.run", allow=["sneaky."]) == []
     targets = Targets(Registry.discover(), Trust.from_environment(["sneaky."]))
-    with pytest.raises(UserError, match="is really `posix.system`"):
+    with pytest.raises(UserError, match=r"is really `posix\.system`"):
         targets.load(Target("sneaky.run"))
 
 
