@@ -8,9 +8,7 @@ from pathlib import Path
 import attrs
 import pytest
 from ruamel.yaml import YAML
-from tests.tiny import tiny_llama, tiny_tokenizer
 
-from automodel_core.cli import main
 
 QUESTIONS = [
     {
@@ -58,6 +56,8 @@ class Finished:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """A tiny Llama with a chat tokenizer, as a transformers folder."""
+    from tests.tiny import tiny_llama, tiny_tokenizer
+
     folder = tmp_path_factory.mktemp("tiny") / "model"
     tiny_tokenizer(folder, chat=True)
     tiny_llama(folder)
@@ -89,6 +89,8 @@ def base_config(tiny_model, squad_folder) -> dict:
 @pytest.fixture
 def automodel(tmp_path, base_config, capsys):
     """Run the base configuration with some of its sections changed; returns a Finished."""
+
+    from automodel_core.cli import main
 
     def run(changes: dict | None = None, *arguments: str, folder: str = "run") -> Finished:
         run_folder = tmp_path / folder

@@ -199,6 +199,9 @@ class Checkpoint:
     save_every_steps: int | None = key(
         "Save every N steps; the end of the run is always saved.", default=None, at_least=1
     )
+    async_save: bool = key(
+        "Write beside the run, which waits only while the state is copied.", default=False
+    )
 
 
 @attrs.frozen(kw_only=True)

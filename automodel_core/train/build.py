@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,11 @@ from transformers import AutoProcessor, AutoTokenizer, PreTrainedModel
 from automodel_core.config.schema import RunConfig
 from automodel_core.errors import UserError
 from automodel_core.protocols import Dataset, ModelSource
-from automodel_core.train.checkpoint import load_training_state, read_manifest
+from automodel_core.train.checkpoint import (
+    CheckpointWriter,
+    discard_unfinished,
+    read_manifest,
+)
 from automodel_core.train.console import Console
 from automodel_core.train.context import RunContext
 from automodel_core.train.data import TrainingData, ValidationData
@@ -37,6 +41,7 @@ from automodel_core.train.run_folder import (
     open_run_folder,
 )
 from automodel_core.train.schedule import Horizon, check_schedule, plan_horizon
+from automodel_core.train.state import load_training_state
 from automodel_core.train.step import Objective
 from automodel_core.train.summary import print_plan, print_summary
 
@@ -70,6 +75,7 @@ def fine_tune(config: RunConfig, context: RunContext) -> Path:
     console = Console(context.verbosity)
     folder = open_run_folder(config.checkpoint.checkpoint_dir, fresh=context.fresh)
     with locked(folder):
+        discard_unfinished(folder)
         checkpoint = checkpoint_to_resume(folder, context.resume)
         started = time.perf_counter()
         prepared = prepare(config, context, console)
@@ -259,6 +265,9 @@ def load(
             ranked=config.rng.ranked,
             rank=0,
         ),
+        writer=CheckpointWriter(
+            background=config.checkpoint.async_save, published=announce(context, folder)
+        ),
         data=prepared.data,
         validation=prepared.validation,
         horizon=prepared.horizon,
@@ -270,6 +279,16 @@ def load(
         run.hooks.automodel_checkpoint_loaded(folder=folder, step=run.step, path=checkpoint)
     (folder / "config.yaml").write_text(context.effective_yaml)
     return run
+
+
+def announce(context: RunContext, folder: Path) -> Callable[[Path], None]:
+    """Tell the observers of each checkpoint that is complete."""
+
+    def published(checkpoint: Path) -> None:
+        step = int(checkpoint.name.rpartition("_")[2])
+        context.hooks.automodel_checkpoint_saved(folder=folder, step=step, path=checkpoint)
+
+    return published
 
 
 def load_model(prepared: Prepared, checkpoint: Path | None) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""Saving and restoring a run.
+"""Publishing checkpoints, and trusting them again.
 
 A checkpoint is one directory, `epoch_E_step_S/`, that appears complete or not at all:
 
@@ -14,21 +14,15 @@ alone), and reading it never unpickles.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from automodel_core.errors import UserError
 from automodel_core.train.run_folder import point_latest_to
@@ -36,59 +30,52 @@ from automodel_core.train.run_folder import point_latest_to
 FORMAT = 1
 
 
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, model: torch.nn.Module
-) -> dict[str, torch.Tensor]:
-    """The optimizer's state, named by parameter. Hyperparameters are the configuration's business.
+class CheckpointWriter:
+    """Writes checkpoints one after another, in this thread or in one beside it.
 
-    State that is a plain number (older optimizers' step counts) becomes a float64 scalar.
+    In the background a save costs the run only its staging, the copy of what is to be written. What
+    went wrong there is raised by the next call.
+
+    Args:
+        background: Write beside the run.
+        published: Called in the run's own thread with each checkpoint that is complete.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}/{key}": torch.as_tensor(value).detach().cpu().contiguous()
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-        if value is not None
-    }
+
+    def __init__(self, *, background: bool, published: Callable[[Path], None]) -> None:
+        self._pool = ThreadPoolExecutor(1, "checkpoint") if background else None
+        self._published = published
+        self._pending: Future[Path] | None = None
+
+    def write(self, target: Path, fill: Callable[[Path], None], manifest: dict[str, Any]) -> None:
+        """Start to write `target`, when the one before it is done."""
+        self.settle()
+        if self._pool is None:
+            self._published(write_checkpoint(target, fill, manifest))
+        else:
+            self._pending = self._pool.submit(write_checkpoint, target, fill, manifest)
+
+    def poll(self) -> None:
+        """Announce a checkpoint that has become complete meanwhile."""
+        if self._pending is not None and self._pending.done():
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._published(pending.result())
 
 
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, model: torch.nn.Module, tensors: dict[str, torch.Tensor]
-) -> None:
-    """Put back what `optimizer_tensors` took, through the optimizer's own loading."""
-    state: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        parameter, _, key = name.rpartition("/")
-        state.setdefault(parameter, {})[key] = tensor
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    ordered = [names[p] for group in optimizer.param_groups for p in group["params"]]
-    plain = optimizer.state_dict()
-    plain["state"] = {index: state[name] for index, name in enumerate(ordered) if name in state}
-    optimizer.load_state_dict(plain)
-
-
-def save_model(
-    folder: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    save_format: str,
-) -> None:
-    """A folder that `AutoModelForCausalLM.from_pretrained` opens."""
-    model.save_pretrained(folder)
-    if save_format == "torch_save":
-        for weights in folder.glob("model*.safetensors*"):
-            weights.unlink()
-        torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    tokenizer.save_pretrained(folder)
-
-
-def write_checkpoint(target: Path, write: Callable[[Path], None], manifest: dict[str, Any]) -> None:
+def write_checkpoint(target: Path, fill: Callable[[Path], None], manifest: dict[str, Any]) -> Path:
     """Write aside, flush, verify, publish with one rename, and move `latest`.
 
     Args:
         target: The directory to publish.
-        write: Fills the directory it is given.
+        fill: Fills the directory it is given.
         manifest: What to record beside sizes and hashes.
+
+    Returns:
+        `target`.
 
     Raises:
         UserError: The disk is full or not writable; older checkpoints are untouched.
@@ -97,12 +84,13 @@ def write_checkpoint(target: Path, write: Callable[[Path], None], manifest: dict
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        write(aside)
+        fill(aside)
         seal(aside, manifest)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(aside, target)
         flush(target.parent)
         point_latest_to(target)
+        return target
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise UserError(
@@ -111,6 +99,12 @@ def write_checkpoint(target: Path, write: Callable[[Path], None], manifest: dict
             fix="free some space, then run the same command again to resume from the last one",
             path=("checkpoint", "checkpoint_dir"),
         ) from error
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Remove what a killed run was still writing."""
+    for aside in folder.glob(".saving-*"):
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:
@@ -172,41 +166,3 @@ def damaged(checkpoint: Path, name: str, how: str) -> UserError:
         f"The checkpoint {checkpoint} is damaged: {name} {how}.",
         fix="resume from an older one with --resume PATH",
     )
-
-
-def save_training_state(
-    folder: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]
-) -> None:
-    """Tensors through torch.distributed.checkpoint in safetensors files, the rest as JSON.
-
-    Its own file format is not used: reading it back would unpickle `.metadata`.
-    """
-    folder.mkdir()
-    if tensors:
-        writer = HuggingFaceStorageWriter(str(folder / "optimizer"), save_distributed=True)
-        with quiet_single_process():
-            dcp.save(tensors, storage_writer=writer, no_dist=True)
-    (folder / "state.json").write_text(json.dumps(state))
-
-
-def load_training_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What `save_training_state` wrote."""
-    tensors: dict[str, torch.Tensor] = {}
-    if (folder / "optimizer").is_dir():
-        reader = HuggingFaceStorageReader(str(folder / "optimizer"))
-        stored = reader.read_metadata().state_dict_metadata
-        tensors = {
-            name: torch.empty(entry.size, dtype=entry.properties.dtype)
-            for name, entry in stored.items()
-        }
-        with quiet_single_process():
-            dcp.load(tensors, storage_reader=reader, no_dist=True)
-    return tensors, json.loads((folder / "state.json").read_text())
-
-
-@contextlib.contextmanager
-def quiet_single_process() -> Iterator[None]:
-    """PyTorch warns of every save in one process, which is what we mean."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield

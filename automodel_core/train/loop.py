@@ -15,19 +15,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from automodel_core.config.schema import RunConfig
 from automodel_core.errors import SavedAfterSignal
 from automodel_core.protocols import StatefulRNG
-from automodel_core.train.checkpoint import (
-    load_optimizer_tensors,
-    optimizer_tensors,
-    save_model,
-    save_training_state,
-    write_checkpoint,
-)
+from automodel_core.train.checkpoint import CheckpointWriter
 from automodel_core.train.console import Console
 from automodel_core.train.data import TrainingData, ValidationData
 from automodel_core.train.guards import check_finite, check_supervision
 from automodel_core.train.metrics import JsonLines, StepMetrics, peak_memory_gib
 from automodel_core.train.schedule import Horizon, learning_rate
 from automodel_core.train.signals import stop_on_signals
+from automodel_core.train.state import (
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_model,
+    save_training_state,
+    staged_weights,
+)
 from automodel_core.train.step import (
     MicroBatch,
     Objective,
@@ -60,6 +61,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     rng: StatefulRNG
+    writer: CheckpointWriter
     data: TrainingData
     validation: ValidationData | None
     horizon: Horizon
@@ -98,6 +100,8 @@ def train(run: Run) -> None:
                 validate(run)
             if save_due(run):
                 save(run)
+            run.writer.poll()
+        run.writer.settle()
 
 
 def optimizer_step(run: Run) -> StepMetrics:
@@ -220,20 +224,21 @@ def validate(run: Run) -> float:
 
 
 def save(run: Run) -> Path:
-    """Publish a checkpoint of the state after `run.step`."""
+    """Write a checkpoint of the state after `run.step`; everything it holds is copied first."""
     started = time.perf_counter()
     target = run.folder / f"epoch_{run.data.last_epoch}_step_{run.step}"
+    weights = staged_weights(run.model)
+    tensors = optimizer_tensors(run.optimizer, run.model)
+    state = training_state(run)
 
-    def write(folder: Path) -> None:
+    def fill(folder: Path) -> None:
         save_format = run.config.checkpoint.model_save_format
-        save_model(folder / "model", run.model, run.tokenizer, save_format)
-        tensors = optimizer_tensors(run.optimizer, run.model)
-        save_training_state(folder / "training", tensors, training_state(run))
+        save_model(folder / "model", run.model, weights, run.tokenizer, save_format)
+        save_training_state(folder / "training", tensors, state)
         (folder / "config.yaml").write_text(run.effective_yaml)
 
-    write_checkpoint(target, write, run.manifest)
+    run.writer.write(target, fill, run.manifest)
     run.seconds["save"] += time.perf_counter() - started
-    run.hooks.automodel_checkpoint_saved(folder=run.folder, step=run.step, path=target)
     return target
 
 
@@ -268,6 +273,7 @@ def saved_after_signal(run: Run, signal_name: str | None) -> SavedAfterSignal:
             "because checkpoint.enabled is false."
         )
     target = save(run)
+    run.writer.settle()
     return SavedAfterSignal(
         f"Stopped by {signal_name} after step {run.step} and saved {target}.\n"
         "Run the same command again to go on from there."

@@ -5,6 +5,7 @@ import torch
 
 from automodel_core.errors import UserError
 from automodel_core.train import checkpoint as ck
+from automodel_core.train import state as st
 
 
 def stepped(optimizer_class, **keys):
@@ -32,16 +33,16 @@ def stepped(optimizer_class, **keys):
 )
 def test_an_optimizer_comes_back_bitwise(optimizer_class, keys, tmp_path):
     model, optimizer = stepped(optimizer_class, **keys)
-    tensors = ck.optimizer_tensors(optimizer, model)
-    ck.save_training_state(tmp_path / "training", tensors, {"step": 3})
-    restored, state = ck.load_training_state(tmp_path / "training")
+    tensors = st.optimizer_tensors(optimizer, model)
+    st.save_training_state(tmp_path / "training", tensors, {"step": 3})
+    restored, state = st.load_training_state(tmp_path / "training")
     assert state == {"step": 3}
 
     torch.manual_seed(0)
     twin = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     twin.load_state_dict(model.state_dict())
     again = optimizer_class(twin.parameters(), lr=1e-2, **keys)
-    ck.load_optimizer_tensors(again, twin, restored)
+    st.load_optimizer_tensors(again, twin, restored)
     data = torch.randn(5, 3)
     for net, opt in ((model, optimizer), (twin, again)):
         net(data).square().sum().backward()
