@@ -13,6 +13,9 @@ from collections.abc import Iterator, Sequence
 import attrs
 import numpy as np
 
+# The indices of an epoch, or a slice of them.
+Order = Sequence[int] | np.ndarray
+
 
 @attrs.frozen
 class Cursor:
@@ -58,24 +61,31 @@ class Layout:
         return -(-samples // self.group)
 
 
-def epoch_order(length: int, seed: int, epoch: int, *, shuffle: bool) -> Sequence[int]:
-    """The indices of one epoch. Philox is counter-based: the same numbers on every platform."""
+def epoch_order(length: int, seed: int, epoch: int, *, shuffle: bool) -> Order:
+    """The indices of one epoch, each once; 0, 1, 2, ... without `shuffle`.
+
+    They are sorted by random 64-bit keys, drawn from the raw stream of a counter-based generator
+    (Philox, Salmon et al. 2011). NumPy promises that this stream never changes; of its
+    `permutation` it does not, and a run must find its order again after an upgrade.
+    """
     if not shuffle:
         return range(length)
-    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    return generator.permutation(length).tolist()
+    keys = np.random.Philox(key=[seed, epoch]).random_raw(length)
+    return keys.argsort(kind="stable")
 
 
-def deal(group: Sequence[int], layout: Layout) -> list[list[int]]:
+def deal(group: Order, layout: Layout) -> list[list[int]]:
     """This rank's micro-batches of one group, in order.
 
-    Whole micro-batches go round the ranks. A short group may leave some ranks with fewer samples or
-    with an empty micro-batch, so that all ranks still take part in the same number of them.
+    The group is cut into as few rounds of micro-batches as hold it, one for each rank in every
+    round, their sizes equal within one sample. So every rank takes part in the same number of
+    micro-batches; one is empty only where a round has fewer samples than ranks.
     """
-    size, ranks = layout.micro_batch, layout.ranks
-    rounds = -(-len(group) // (size * ranks))
-    starts = (size * (ranks * turn + layout.rank) for turn in range(rounds))
-    return [list(group[start : start + size]) for start in starts]
+    rounds = -(-len(group) // (layout.micro_batch * layout.ranks))
+    parts = rounds * layout.ranks
+    edges = [-(-len(group) * part // parts) for part in range(parts + 1)]
+    mine = range(layout.rank, parts, layout.ranks)
+    return [[int(index) for index in group[edges[part] : edges[part + 1]]] for part in mine]
 
 
 class EpochBatches:
@@ -84,7 +94,7 @@ class EpochBatches:
     It holds no position of its own, so a loader may read ahead without the run losing its place.
     """
 
-    def __init__(self, order: Sequence[int], start: int, layout: Layout) -> None:
+    def __init__(self, order: Order, start: int, layout: Layout) -> None:
         self.order, self.start, self.layout = order, start, layout
 
     def __iter__(self) -> Iterator[list[int]]:
