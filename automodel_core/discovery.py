@@ -107,7 +107,10 @@ def _with_alias_checks(records: list[Record]) -> list[Record]:
 
 
 def _with_conflicts(records: list[Record]) -> list[Record]:
-    """Names that several distributions announce; each keeps its own only as `owner/name`."""
+    """Names that several distributions announce; each keeps its own only as `owner/name`.
+
+    Our own names stay ours: a file that meant them yesterday means them after any installation.
+    """
     owners: dict[tuple[str, str], set[str]] = {}
     for each in records:
         if each.state == "ok" and each.kind != HOOKS:
@@ -115,7 +118,7 @@ def _with_conflicts(records: list[Record]) -> list[Record]:
 
     def checked(record: Record) -> Record:
         others = owners.get((record.kind, record.name), set()) - {record.distribution}
-        if record.state != "ok" or not others:
+        if not others or record.distribution == CORE:
             return record
         reason = f"{', '.join(sorted(others))} has the same name"
         if record.kind != ALIASES:

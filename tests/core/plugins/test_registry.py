@@ -74,6 +74,14 @@ def test_conflict_is_settled_by_naming_the_owner(install, states):
     assert registry.find("losses", "two/same").value == "two_module:make"
 
 
+def test_our_own_names_stay_ours(install, states):
+    install("taker", {"losses": {"masked_ce": "taker:make"}}, {"taker": MAKE})
+    assert states("taker")["masked_ce"][0] == "conflict"
+    registry = Registry.discover()
+    assert registry.find("losses", "masked_ce").distribution == "automodel-core"
+    assert registry.find("losses", "taker/masked_ce").value == "taker:make"
+
+
 def test_disabling_one_owner_settles_a_conflict_too(install):
     for name in ("one", "two"):
         install(name, {"losses": {"same": f"{name}_module:make"}}, {f"{name}_module": MAKE})

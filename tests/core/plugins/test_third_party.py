@@ -100,13 +100,14 @@ def test_a_broken_one_is_reported(plugins):
     assert {row["state"] for row in rows.values()} == {"broken"}
 
 
-def test_a_conflicting_one_is_reported_on_both_sides(plugins):
+def test_a_conflicting_one_is_reported_on_both_sides_except_ours(plugins):
     having = ("good", "conflicting")
     theirs = plugins("automodel-conflicting", having=having)
     assert theirs["datasets", "echo"]["state"] == "conflict"
     assert theirs["aliases", "torch.optim.AdamW"]["state"] == "broken"
     assert plugins("automodel-echo", having=having)["datasets", "echo"]["state"] == "conflict"
-    assert plugins("automodel-core", having=having)["losses", "masked_ce"]["state"] == "conflict"
+    assert theirs["losses", "masked_ce"]["state"] == "conflict"
+    assert plugins("automodel-core", having=having)["losses", "masked_ce"]["state"] == "ok"
 
 
 def test_an_incompatible_one_is_reported(plugins):
@@ -119,7 +120,7 @@ def test_what_cannot_be_used_is_refused_at_its_line(command, config):
     for loss, having in (
         ("future", "incompatible"),
         ("broken_name", "broken"),
-        ("masked_ce", "conflicting"),
+        ("broken_at_import", "broken"),
     ):
         file, folder = config(loss, loss_fn={"_target_": loss})
         refused = command("run", file, having=(having,))
@@ -167,8 +168,8 @@ def test_a_run_that_does_not_name_it_has_bitwise_the_same_losses(command, config
     assert runs[0] == runs[1]
 
 
-def test_a_conflict_with_our_names_does_not_harm_a_run_that_names_neither(command, config):
-    file, folder = config("defaults")
+def test_a_conflict_with_our_names_does_not_harm_a_run_that_means_ours(command, config):
+    file, folder = config("ours", loss_fn={"_target_": "masked_ce"})
     done = command("run", file, having=("conflicting",))
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(losses(folder)) == 4
