@@ -19,8 +19,8 @@ from typing import Any
 
 from automodel_core.discovery import CORE, discover
 from automodel_core.errors import UserError
+from automodel_core.places import locate
 from automodel_core.records import ALIASES, KINDS, Record, a_kind
-from automodel_core.sources import locate
 
 
 class Registry:

@@ -6,13 +6,13 @@ import difflib
 
 import attrs
 
-from automodel_core import sources
 from automodel_core.errors import UserError
 from automodel_core.pending import PENDING
+from automodel_core.places import Place, follow, locate, split
 from automodel_core.records import Record, a_kind
 from automodel_core.registry import Registry, refusal, source_checked
 from automodel_core.signatures import Signature, read_signature
-from automodel_core.sources import Place
+from automodel_core.sources import bindings
 from automodel_core.trust import Trust, not_what_it_seems
 
 
@@ -80,7 +80,7 @@ def _registered(record: Record) -> Resolved:
     record = source_checked(record)
     if record.state not in ("ok", "conflict"):  # a conflicting one gets here only by its owner
         raise refusal(record)
-    return Resolved(record.module, record.qualname, record, sources.locate(record.dotted))
+    return Resolved(record.module, record.qualname, record, locate(record.dotted))
 
 
 def _not_trusted(name: str, registry: Registry, trust: Trust) -> UserError:
@@ -92,14 +92,14 @@ def _not_trusted(name: str, registry: Registry, trust: Trust) -> UserError:
 
 
 def _dotted(name: str, trust: Trust) -> Resolved:
-    module, names = sources.split(name)
+    module, names = split(name)
     if module is None:
         raise UserError(f"`{name}`: no package `{name.partition('.')[0]}` is installed.")
-    place = sources.follow(module, names)
+    place = follow(module, names)
     if place.dotted != name and not trust.permits(place.dotted):
         raise not_what_it_seems(name, place.dotted)
     if place.is_missing:
-        near = difflib.get_close_matches(place.names[0], sources.bindings(place.module), n=1)
+        near = difflib.get_close_matches(place.names[0], bindings(place.module), n=1)
         raise UserError(
             f"`{place.module.name}` has no `{place.names[0]}`.",
             fix=f"did you mean `{near[0]}`?" if near else "",

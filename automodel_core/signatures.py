@@ -14,15 +14,8 @@ from typing import Any
 import attrs
 
 from automodel_core.docstrings import argument_docs
-from automodel_core.sources import (
-    Module,
-    Place,
-    Statement,
-    dotted_text,
-    follow,
-    qualified,
-    statements,
-)
+from automodel_core.places import Place, follow
+from automodel_core.sources import Module, Statement, dotted_text, qualified, statements
 
 FunctionStatement = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -1,24 +1,20 @@
-"""Reading Python sources without importing them: where a name is defined, and its syntax tree.
+"""Python modules read from their files without importing them: what they define and import.
 
-Importing `torch.optim` takes seconds and runs code; finding `class AdamW` in its source takes a
-millisecond and runs none. `importlib.util.find_spec("torch.optim")` would import torch, so packages
-are walked by hand.
+`importlib.util.find_spec("torch.optim")` would import torch, so packages are walked by hand.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import attrs
 
 Statement = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-
-# Re-exports are followed this far; a longer chain is a cycle.
-MAX_HOPS = 12
 
 
 @attrs.frozen
@@ -46,32 +42,6 @@ class Module:
         return (self.tree and ast.get_docstring(self.tree)) or ""
 
 
-@attrs.frozen
-class Place:
-    """How far a name could be followed without importing anything.
-
-    Attributes:
-        module: The module that the last followed import led to.
-        names: What is left of the name there, such as ("AutoModel", "from_pretrained").
-        node: The class or function statement; None if only importing would tell.
-        owner: The class around a method.
-    """
-
-    module: Module
-    names: tuple[str, ...]
-    node: Statement | None = None
-    owner: ast.ClassDef | None = None
-
-    @property
-    def dotted(self) -> str:
-        return ".".join((self.module.name, *self.names))
-
-    @property
-    def is_missing(self) -> bool:
-        """Whether the module certainly has no such name, as far as sources tell."""
-        return bool(self.names) and not _may_have(self.module, self.names[0])
-
-
 @cache
 def parse(file: Path) -> ast.Module | None:
     """The syntax tree of a source file; None if it can't be read."""
@@ -84,13 +54,14 @@ def parse(file: Path) -> ast.Module | None:
 def find_module(name: str) -> Module | None:
     """Find a module by its full dotted name without importing it or its packages."""
     first, *rest = name.split(".")
-    module = _top_level(first)
+    module = top_level(first)
     for part in rest:
-        module = module and _submodule(module, part)
+        module = module and submodule(module, part)
     return module
 
 
-def _top_level(name: str) -> Module | None:
+def top_level(name: str) -> Module | None:
+    """Find a package or module that is in no package."""
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -102,7 +73,8 @@ def _top_level(name: str) -> Module | None:
     return Module(name, file if file and file.suffix == ".py" else None, locations)
 
 
-def _submodule(parent: Module, part: str) -> Module | None:
+def submodule(parent: Module, part: str) -> Module | None:
+    """Find a module in a package."""
     name = f"{parent.name}.{part}"
     for location in parent.locations:
         package = location / part
@@ -110,116 +82,10 @@ def _submodule(parent: Module, part: str) -> Module | None:
             return Module(name, package / "__init__.py", (package,))
         if (location / f"{part}.py").is_file():
             return Module(name, location / f"{part}.py")
-        if any(location.glob(f"{part}.*.so")):
+        if any((location / f"{part}{suffix}").is_file() for suffix in EXTENSION_SUFFIXES):
             return Module(name, None)
     namespaces = tuple(each / part for each in parent.locations if (each / part).is_dir())
     return Module(name, None, namespaces) if namespaces else None
-
-
-def split(dotted: str) -> tuple[Module | None, tuple[str, ...]]:
-    """An object's dotted name as the longest module that exists and the attributes after it."""
-    parts = dotted.split(".")
-    module, depth = _top_level(parts[0]), 1
-    while module and depth < len(parts) - 1 and (below := _submodule(module, parts[depth])):
-        module, depth = below, depth + 1
-    return module, tuple(parts[depth:])
-
-
-def locate(dotted: str) -> Place | None:
-    """Follow a dotted name through re-exports; None if its first part isn't installed."""
-    module, names = split(dotted)
-    return follow(module, names) if module else None
-
-
-def follow(module: Module, names: Sequence[str], hops: int = 0) -> Place:
-    """Follow `names` from inside `module` to a class, a function, or a method of a class."""
-    here = Place(module, tuple(names))
-    if not names or hops > MAX_HOPS:
-        return here
-    first, *rest = names
-    node = bindings(module).get(first)
-    if isinstance(node, Statement):
-        return _member(here, node, rest)
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        source, wanted = imported(module, node, first)
-        if source == module.name:  # `from . import a` in a package: the submodule
-            source, wanted = ".".join((source, *wanted)), ()
-        found = find_module(source)
-        return follow(found, (*wanted, *rest), hops + 1) if found else here
-    if isinstance(node, ast.Assign):
-        target = dotted_text(node.value)
-        return follow(module, (*target.split("."), *rest), hops + 1) if target else here
-    below = _submodule(module, first)
-    if below:
-        return follow(below, rest, hops + 1)
-    return _from_stars(module, names, hops + 1) or _lazily(module, names, hops + 1) or here
-
-
-def _member(here: Place, node: Statement, names: Sequence[str]) -> Place:
-    if not names:
-        return attrs.evolve(here, node=node)
-    for inner in node.body if isinstance(node, ast.ClassDef) and len(names) == 1 else ():
-        if isinstance(inner, ast.FunctionDef) and inner.name == names[0]:
-            return attrs.evolve(here, node=inner, owner=node)
-    return here
-
-
-def imported(
-    module: Module, node: ast.Import | ast.ImportFrom, name: str
-) -> tuple[str, tuple[str, ...]]:
-    """The module that an import statement reads to bind `name`, and what it takes from it."""
-    if isinstance(node, ast.Import):  # `import a.b` binds a; `import a.b as name` binds a.b
-        return next((each.name for each in node.names if each.asname == name), name), ()
-    original = next(each.name for each in node.names if (each.asname or each.name) == name)
-    return absolute(module, node), (original,)
-
-
-def _may_have(module: Module, name: str, hops: int = 0) -> bool:
-    """Whether a module binds `name`, or does so in a way that can't be read."""
-    found = bindings(module)
-    if module.tree is None or name in found or "__getattr__" in found or _is_lazy(module):
-        return True
-    sources = [find_module(each) for each in _stars(module)]
-    return hops > MAX_HOPS or any(
-        each is None or _may_have(each, name, hops + 1) for each in sources
-    )
-
-
-def _stars(module: Module) -> Iterator[str]:
-    """The modules that `from ... import *` statements read."""
-    for node in statements(module.tree):
-        if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
-            yield absolute(module, node)
-
-
-def _from_stars(module: Module, names: Sequence[str], hops: int) -> Place | None:
-    if _is_lazy(module):  # transformers has hundreds of star imports; `_lazily` knows a way
-        return None
-    for name in _stars(module):
-        source = find_module(name)
-        if source and (found := follow(source, names, hops)).node:
-            return found
-    return None
-
-
-def _is_lazy(module: Module) -> bool:
-    return "_LazyModule" in bindings(module)
-
-
-def _lazily(module: Module, names: Sequence[str], hops: int) -> Place | None:
-    """Find a class of transformers in the model folder whose name it begins with."""
-    models = find_module(f"{module.name}.models") if _is_lazy(module) else None
-    if not models:
-        return None
-    wanted = names[0].lower()
-    folders = (each for location in models.locations for each in location.iterdir())
-    fitting = [each.name for each in folders if wanted.startswith(each.name.replace("_", ""))]
-    for name in sorted(fitting, key=len, reverse=True):
-        for role in ("configuration", "modeling"):
-            source = find_module(f"{models.name}.{name}.{role}_{name}")
-            if source and names[0] in bindings(source):
-                return follow(source, names, hops)
-    return None
 
 
 def bindings(module: Module) -> dict[str, ast.stmt]:
@@ -239,11 +105,17 @@ def _bindings(tree: ast.Module) -> dict[str, ast.stmt]:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
                 imported.setdefault(alias.asname or alias.name.partition(".")[0], node)
-        elif isinstance(node, ast.Assign):
-            for target in node.targets:
-                if isinstance(target, ast.Name):
-                    assigned.setdefault(target.id, node)
+        else:
+            for name in _stored(node):
+                assigned.setdefault(name, node)
     return {**assigned, **imported, **defined}
+
+
+def _stored(node: ast.stmt) -> Iterator[str]:
+    """The names that a statement assigns, in whatever way."""
+    for each in ast.walk(node):
+        if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store):
+            yield each.id
 
 
 def _is_overload(node: Statement) -> bool:
@@ -260,6 +132,16 @@ def statements(tree: ast.Module | None) -> Iterator[ast.stmt]:
             pending[:0] = ast.iter_child_nodes(node)
         elif isinstance(node, ast.stmt):
             yield node
+
+
+def imported(
+    module: Module, node: ast.Import | ast.ImportFrom, name: str
+) -> tuple[str, tuple[str, ...]]:
+    """The module that an import statement reads to bind `name`, and what it takes from it."""
+    if isinstance(node, ast.Import):  # `import a.b` binds a; `import a.b as name` binds a.b
+        return next((each.name for each in node.names if each.asname == name), name), ()
+    original = next(each.name for each in node.names if (each.asname or each.name) == name)
+    return absolute(module, node), (original,)
 
 
 def absolute(module: Module, node: ast.ImportFrom) -> str:

@@ -13,10 +13,11 @@ import click
 
 from automodel_core.docstrings import summary
 from automodel_core.errors import DONE, FAILED
+from automodel_core.places import locate
 from automodel_core.records import ALIASES, HOOKS, KINDS, Record
 from automodel_core.registry import Registry, import_object, source_checked
 from automodel_core.signatures import docstring
-from automodel_core.sources import find_module, locate
+from automodel_core.sources import find_module
 
 
 @click.command("list-plugins")

@@ -7,11 +7,11 @@ from automodel_core.cli.show import place_of
 from automodel_core.discovery import CORE
 from automodel_core.docstrings import summary
 from automodel_core.pending import PENDING
+from automodel_core.places import locate
 from automodel_core.protocols import SUPPLIED
 from automodel_core.records import KINDS
 from automodel_core.registry import Registry
 from automodel_core.signatures import docstring, live_signature, read_signature
-from automodel_core.sources import locate
 from automodel_core.targets import import_object
 
 REGISTRY = Registry.discover()

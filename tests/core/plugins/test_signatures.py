@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from automodel_core.docstrings import argument_docs, summary, without_arguments
+from automodel_core.places import locate
 from automodel_core.signatures import live_signature, read_signature
-from automodel_core.sources import locate
 
 SHAPES = '''
     """Things with signatures."""
@@ -149,6 +149,24 @@ def test_re_exports_are_followed(install, modules, target):
     assert parameter.name == "x"
 
 
+@pytest.mark.parametrize(
+    ("source", "missing"),
+    [
+        ("make: object = print", False),
+        ("one, make = 1, 2", False),
+        ("for make in (): ...", False),
+        ("globals()['make'] = 1", False),
+        ("def __getattr__(name): ...", False),
+        ("from nowhere import *", False),
+        ("from empty import *", True),
+        ("def other(): ...", True),
+    ],
+)
+def test_a_name_is_missing_only_where_that_is_certain(install, source, missing):
+    install("holder", {}, {"holder": source, "empty": ""})
+    assert locate("holder.make").is_missing is missing
+
+
 def test_import_cycles_end(install):
     install("ring", {}, {"a_ring": "from b_ring import x", "b_ring": "from a_ring import x"})
     assert locate("a_ring.x").node is None
@@ -183,7 +201,7 @@ def test_lazy_transformers_classes_are_found_by_their_folder(name):
 def test_reading_sources_imports_nothing():
     code = """
 import sys
-from automodel_core.sources import locate
+from automodel_core.places import locate
 from automodel_core.signatures import read_signature
 assert read_signature(locate("torch.optim.AdamW"))
 assert locate("transformers.LlamaConfig").node
