@@ -1,4 +1,4 @@
-"""The errors that a user can act on. Everything else that escapes is a bug and shows a traceback."""
+"""The errors that a user can act on. Whatever else escapes is a bug and shows a traceback."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class GuardStop(Exception):
 
 
 class SavedAfterSignal(Exception):
-    """The run was asked to stop, saved, and can be resumed: exit code 75 (or 130 if it could not)."""
+    """The run was asked to stop and saved first: exit code 75 (or 130 if it could not save)."""
 
     def __init__(self, message: str, exit_code: Literal[75, 130] = SAVED_AFTER_SIGNAL) -> None:
         super().__init__(message)

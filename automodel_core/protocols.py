@@ -8,7 +8,7 @@ with the arguments of its YAML section:
     datasets       `automodel.datasets`      a Dataset: tokenised samples, by index
     collators      `automodel.collators`     called with a list of samples; returns a Batch
     losses         `automodel.losses`        a Loss
-    optimizers     `automodel.optimizers`    a torch.optim.Optimizer; called with the parameters first
+    optimizers     `automodel.optimizers`    a torch.optim.Optimizer; called with the parameters
     dataloaders    `automodel.dataloaders`   an iterable loader; called with the dataset first
     rng            `automodel.rng`           a StatefulRNG
     distributed    `automodel.distributed`   a parallel manager
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # What the engine gives to any target that asks for it by parameter name.
 SUPPLIED: Mapping[str, str] = {
-    "tokenizer": "the run's tokenizer (the model's own unless a `tokenizer:` section says otherwise)",
+    "tokenizer": "the run's tokenizer (the model's own unless a `tokenizer:` section says so)",
     "processor": "the run's processor, for models that see or hear; None for text models",
     "model_config": "the model's transformers configuration, read before its weights",
     "seed": "the run's seed, `rng.seed`",
@@ -100,8 +100,8 @@ class Dataset(Protocol):
 class Collator(Protocol):
     """Turns samples into one padded micro-batch of `[batch, sequence]` tensors.
 
-    Returns at least `input_ids`, `labels`, `attention_mask` and `position_ids`. Positions restart at
-    0 with every sample's first real token, on whichever side the padding is.
+    Returns at least `input_ids`, `labels`, `attention_mask` and `position_ids`. Positions restart
+    at 0 with every sample's first real token, on whichever side the padding is.
     """
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> Batch: ...

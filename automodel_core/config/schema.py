@@ -205,6 +205,24 @@ class Checkpoint:
 
 
 @attrs.frozen(kw_only=True)
+class GuardSettings:
+    """Faults that are looked for while training; what each one does when it finds one."""
+
+    non_finite: Literal["stop", "off"] = key(
+        "A loss or gradient that is NaN or infinite.", default="stop"
+    )
+    no_supervised_tokens: Literal["stop", "off"] = key(
+        "An optimizer step in which every label is masked.", default="stop"
+    )
+    loss_spike: Literal["warn", "stop", "off"] = key(
+        "A loss far above the recent ones.", default="warn"
+    )
+    lost_updates: Literal["warn", "off"] = key(
+        "Updates that the precision of the weights rounds away.", default="warn"
+    )
+
+
+@attrs.frozen(kw_only=True)
 class FreezeConfig:
     """Which parts of the model keep their weights."""
 
@@ -237,7 +255,7 @@ class PreProcessor:
 
 @attrs.frozen(kw_only=True)
 class GenerationEval:
-    """Answers a data set before and after training, prints some side by side, counts exact matches."""
+    """Answers a data set before and after training, prints some, and counts exact matches."""
 
     dataset: Target = key(
         "Held-out samples; the prompt is what comes before the first supervised token.",
@@ -316,9 +334,8 @@ class RunConfig:
     dist_env: DistEnv = key("The process group.", factory=DistEnv)
     rng: Rng = key("Randomness.", factory=Rng)
     checkpoint: Checkpoint = key("Saving.", factory=Checkpoint)
-    generation_eval: GenerationEval | None = key(
-        "Answers before and after training.", default=None
-    )
+    guards: GuardSettings = key("Faults to look for while training.", factory=GuardSettings)
+    generation_eval: GenerationEval | None = key("Answers before and after training.", default=None)
     peft: Target | None = key(
         "Adapters instead of full fine-tuning.",
         default=None,

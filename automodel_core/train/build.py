@@ -28,7 +28,7 @@ from automodel_core.train.console import Console
 from automodel_core.train.context import RunContext
 from automodel_core.train.data import TrainingData, ValidationData
 from automodel_core.train.generation import Answers, Question, answer_all, questions_from
-from automodel_core.train.guards import check_trainable
+from automodel_core.train.guards import Guards, LostUpdates, check_trainable
 from automodel_core.train.head import check_head, split_head
 from automodel_core.train.loop import Run, restore, train
 from automodel_core.train.precision import PrecisionPlan, assert_precision, plan_precision
@@ -265,6 +265,7 @@ def load(
             ranked=config.rng.ranked,
             rank=0,
         ),
+        guards=Guards(config.guards, console.say, LostUpdates.of(model)),
         writer=CheckpointWriter(
             background=config.checkpoint.async_save, published=announce(context, folder)
         ),

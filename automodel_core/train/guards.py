@@ -1,16 +1,30 @@
-"""Faults that would waste or spoil a run, each with a name. A guard that fires stops the run with
-exit code 3 and says what to do."""
+"""Faults that would waste or spoil a run, each with a name and a switch in the `guards:` section.
+
+A guard that stops the run raises GuardStop (exit code 3) and says what to do; one that warns prints
+one line, once.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from statistics import median
 
+import attrs
 import torch
 
+from automodel_core.config.schema import GuardSettings
 from automodel_core.errors import GuardStop
 from automodel_core.train.metrics import StepMetrics
 from automodel_core.train.step import MicroBatch
+
+# A spike stands this far above the recent losses: at least so many nats, and so many times their
+# own median distance from their median (a robust standard deviation, Hampel 1974).
+SPIKE_NATS, SPIKE_DEVIATIONS, SPIKE_MEMORY, SPIKE_AFTER = 1.0, 10.0, 20, 10
+
+# Of the elements whose gradient isn't zero, this share may stay where it is.
+LOST_SHARE, LOST_EVERY, LOST_SAMPLE = 0.5, 50, 2**16
 
 
 def check_trainable(model: torch.nn.Module) -> int:
@@ -40,3 +54,104 @@ def check_finite(metrics: StepMetrics) -> None:
                 f"The {name} of step {metrics.step} is {value}. Nothing was saved after it.",
                 fix="resume from the last checkpoint with a smaller lr or a longer warm-up",
             )
+
+
+@attrs.define
+class SpikeDetector:
+    """loss_spike: a loss far above those before it, by their own spread."""
+
+    recent: deque[float] = attrs.field(factory=lambda: deque(maxlen=SPIKE_MEMORY))
+
+    def is_spike(self, loss: float) -> bool:
+        """Whether `loss` stands out; it is remembered either way."""
+        spike = False
+        if len(self.recent) >= SPIKE_AFTER:
+            usual = median(self.recent)
+            spread = 1.4826 * median(abs(each - usual) for each in self.recent)
+            spike = loss > usual + max(SPIKE_NATS, SPIKE_DEVIATIONS * spread)
+        self.recent.append(loss)
+        return spike
+
+
+@attrs.define
+class LostUpdates:
+    """lost_updates: the share of weights whose update is rounded away by their own precision.
+
+    A bfloat16 weight keeps 8 significant bits: an update smaller than 1/512 of it changes nothing.
+    Looks at a sample of the elements of every trainable parameter, every 50 steps.
+    """
+
+    parameters: list[torch.nn.Parameter]
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> LostUpdates:
+        """Only parameters in less than float32 can lose updates in this way."""
+        low = (torch.bfloat16, torch.float16)
+        return cls([p for p in model.parameters() if p.requires_grad and p.dtype in low])
+
+    def due(self, step: int) -> bool:
+        return bool(self.parameters) and step % LOST_EVERY == 1
+
+    def measure(self, take_step: Callable[[], None]) -> float:
+        """Take the optimizer step; the share of sampled elements with a gradient left unmoved."""
+        before = [
+            (p, p.detach().flatten()[:LOST_SAMPLE].clone(), p.grad.flatten()[:LOST_SAMPLE] != 0)
+            for p in self.parameters
+            if p.grad is not None
+        ]
+        take_step()
+        moved = torch.stack(
+            [((p.detach().flatten()[:LOST_SAMPLE] != old) & has).sum() for p, old, has in before]
+        )
+        eligible = torch.stack([has.sum() for _, _, has in before])
+        return 1.0 - (moved.sum() / eligible.sum().clamp(min=1)).item()
+
+
+@attrs.define
+class Guards:
+    """The guards of a run, as its settings switch them.
+
+    Attributes:
+        warn: Prints a line.
+    """
+
+    settings: GuardSettings
+    warn: Callable[[str], None]
+    lost_updates: LostUpdates
+    spikes: SpikeDetector = attrs.field(factory=SpikeDetector)
+    _warned: set[str] = attrs.field(factory=set)
+
+    def before_step(self, step: int, micro_batches: Sequence[MicroBatch]) -> None:
+        """What can be seen before the forward pass."""
+        if self.settings.no_supervised_tokens == "stop":
+            check_supervision(step, micro_batches)
+
+    def take_step(self, step: int, optimizer_step: Callable[[], None]) -> None:
+        """Take the optimizer step, and now and then measure what it changed."""
+        if self.settings.lost_updates == "off" or not self.lost_updates.due(step):
+            optimizer_step()
+            return
+        share = self.lost_updates.measure(optimizer_step)
+        if share > LOST_SHARE:
+            self.once(
+                "lost_updates",
+                f"{share:.0%} of the weights with a gradient did not change in step {step}: their "
+                "updates are smaller than the precision of the weights. "
+                "Write torch_dtype: auto (float32 master weights), or raise lr.",
+            )
+
+    def after_step(self, metrics: StepMetrics) -> None:
+        """What the results of a step show."""
+        if self.settings.non_finite == "stop":
+            check_finite(metrics)
+        if self.settings.loss_spike != "off" and self.spikes.is_spike(metrics.loss):
+            message = f"The loss of step {metrics.step} jumped to {metrics.loss:.3f}."
+            if self.settings.loss_spike == "stop":
+                raise GuardStop("loss_spike", message, fix="lower lr, or look at that step's data")
+            self.once("loss_spike", message)
+
+    def once(self, guard: str, message: str) -> None:
+        """Warn the first time that a guard fires."""
+        if guard not in self._warned:
+            self._warned.add(guard)
+            self.warn(f"guard {guard}: {message}")

@@ -18,7 +18,7 @@ from automodel_core.protocols import StatefulRNG
 from automodel_core.train.checkpoint import CheckpointWriter
 from automodel_core.train.console import Console
 from automodel_core.train.data import TrainingData, ValidationData
-from automodel_core.train.guards import check_finite, check_supervision
+from automodel_core.train.guards import Guards
 from automodel_core.train.metrics import JsonLines, StepMetrics, peak_memory_gib
 from automodel_core.train.schedule import Horizon, learning_rate
 from automodel_core.train.signals import stop_on_signals
@@ -61,6 +61,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     rng: StatefulRNG
+    guards: Guards
     writer: CheckpointWriter
     data: TrainingData
     validation: ValidationData | None
@@ -92,7 +93,7 @@ def train(run: Run) -> None:
     with stop_on_signals() as stop, run.console.training(run.step, run.horizon.total_steps):
         while run.step < run.horizon.total_steps:
             metrics = optimizer_step(run)
-            check_finite(metrics)
+            run.guards.after_step(metrics)
             report(run, metrics)
             if stop:
                 raise saved_after_signal(run, stop.signal_name)
@@ -110,12 +111,12 @@ def optimizer_step(run: Run) -> StepMetrics:
     epoch, batches = run.data.next_step()
     waited = time.perf_counter() - started
     micro_batches = [prepare_micro_batch(batch, run.objective.device) for batch in batches]
-    check_supervision(run.step + 1, micro_batches)
+    run.guards.before_step(run.step + 1, micro_batches)
 
     rates = set_learning_rates(run)
     loss = accumulate_gradients(run.objective, micro_batches, run.scaler)
     grad_norm = clip_gradients(run)
-    run.scaler.step(run.optimizer)
+    run.guards.take_step(run.step + 1, lambda: run.scaler.step(run.optimizer))
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1

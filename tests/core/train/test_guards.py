@@ -1,0 +1,83 @@
+import math
+
+import attrs
+import pytest
+import torch
+
+from automodel_core.config.schema import GuardSettings
+from automodel_core.errors import GuardStop
+from automodel_core.train.guards import Guards, LostUpdates, SpikeDetector, check_trainable
+from automodel_core.train.metrics import StepMetrics
+from automodel_core.train.step import MicroBatch
+
+METRICS = StepMetrics(1, 0, 2.0, 1.0, 1e-3, 10, 20, 100.0, 0.1, 0.1, 0.0)
+
+
+def guards(warnings=None, model=None, **settings):
+    model = model or torch.nn.Linear(2, 2)
+    warn = (warnings if warnings is not None else []).append
+    return Guards(GuardSettings(**settings), warn, LostUpdates.of(model))
+
+
+def test_a_frozen_model_is_nothing_trainable():
+    with pytest.raises(GuardStop) as caught:
+        check_trainable(torch.nn.Linear(2, 2).requires_grad_(False))
+    assert caught.value.guard == "nothing_trainable"
+
+
+@pytest.mark.parametrize("field", ["loss", "grad_norm"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_non_finite_loss_or_gradient_stops_unless_switched_off(field, value):
+    bad = attrs.evolve(METRICS, **{field: value})
+    with pytest.raises(GuardStop) as caught:
+        guards().after_step(bad)
+    assert caught.value.guard == "non_finite"
+    guards(non_finite="off").after_step(bad)
+
+
+def test_a_step_without_supervision_stops_unless_switched_off():
+    empty = [MicroBatch({}, torch.zeros(1), 1, 5, 0)]
+    with pytest.raises(GuardStop, match="Step 3 has no supervised token"):
+        guards().before_step(3, empty)
+    guards(no_supervised_tokens="off").before_step(3, empty)
+
+
+def test_a_spike_is_far_above_recent_losses_by_their_own_spread():
+    detector = SpikeDetector()
+    calm = [2.0 + 0.1 * (-1) ** i for i in range(30)]
+    assert not any(detector.is_spike(loss) for loss in calm)
+    assert not detector.is_spike(2.5)
+    assert detector.is_spike(4.5)
+
+
+def test_noisy_small_batches_are_no_spikes():
+    torch.manual_seed(0)
+    detector = SpikeDetector()
+    losses = (3 * torch.exp(-torch.arange(300) / 100) + 0.3 * torch.randn(300)).tolist()
+    assert not any(detector.is_spike(loss) for loss in losses)
+
+
+def test_a_guard_that_warns_says_it_once():
+    warnings = []
+    watch = guards(warnings)
+    for _ in range(15):
+        watch.after_step(METRICS)
+    for _ in range(3):
+        watch.after_step(attrs.evolve(METRICS, loss=9.0))
+    assert len(warnings) == 1
+    assert warnings[0].startswith("guard loss_spike")
+
+
+@pytest.mark.parametrize(("lr", "fires"), [(1e-5, True), (1e-1, False)])
+def test_updates_that_bfloat16_rounds_away_are_measured(lr, fires):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(64, 64).to(torch.bfloat16)
+    optimizer, warnings = torch.optim.AdamW(model.parameters(), lr=lr), []
+    watch = guards(warnings, model)
+    model(torch.randn(8, 64, dtype=torch.bfloat16)).float().square().sum().backward()
+    watch.take_step(1, optimizer.step)
+    assert bool(warnings) == fires
+
+
+def test_float32_weights_are_not_watched_for_lost_updates():
+    assert not LostUpdates.of(torch.nn.Linear(2, 2)).due(1)
