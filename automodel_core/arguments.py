@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import attrs
 
-from automodel_core.annotations import PLAIN, fits, readable
+from automodel_core.annotations import fits, readable
 from automodel_core.config.schema import Slot, Target
+from automodel_core.docstrings import first_sentence
 from automodel_core.errors import ConfigPath, UserError
 from automodel_core.protocols import SUPPLIED
 from automodel_core.signatures import Parameter, Signature
@@ -57,7 +58,7 @@ def judge(target: Target, signature: Signature, slot: Slot | None) -> Iterator[F
             yield Finding(
                 target.path,
                 f"`{target.name}` needs `{parameter.name}`.",
-                parameter.doc or (readable(parameter.annotation) if parameter.annotation else ""),
+                first_sentence(parameter.doc) or readable(parameter.annotation or ""),
                 on="key",
             )
 
@@ -78,7 +79,7 @@ def _judge_value(
         yield Finding(
             path,
             f"`{parameter.name}` takes {readable(parameter.annotation or '')}, not {shown(value)}.",
-            parameter.doc,
+            first_sentence(parameter.doc),
         )
 
 
@@ -95,22 +96,26 @@ def _unknown(
 
 
 def shown(value: Any) -> str:
-    """A YAML value and its type, as people speak of them."""
-    words = {bool: "true or false", type(None): "none", list: "a list", dict: "a mapping"}
-    if value is None or isinstance(value, list | dict):
-        return words[type(value)]
+    """A YAML value as people speak of it."""
+    if isinstance(value, dict):
+        return "a mapping"
     if isinstance(value, str):
         return f'the text "{value}"'
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    return str(value).lower() if value is None or isinstance(value, bool) else repr(value)
 
 
-def remote_code(target: Target) -> Finding | None:
-    """Set if the YAML asks for code from a model repository; the command line must agree to it."""
-    value = target.arguments.get(REMOTE_CODE)
-    if not value or not isinstance(value, PLAIN):
-        return None
-    return Finding(
-        (*target.path, REMOTE_CODE),
-        "This would run code from the model's repository.",
-        "read that code, then add --trust-remote-code to the command",
-    )
+def remote_code(path: ConfigPath, value: Any) -> Iterator[Finding]:
+    """Every place that asks for code from a model repository: the command line must agree to it.
+
+    Mappings are searched too, for arguments that a target passes on to Hugging Face.
+    """
+    if not isinstance(value, dict):
+        return
+    for name, inner in value.items():
+        if name == REMOTE_CODE and inner not in (False, None):
+            yield Finding(
+                (*path, name),
+                "This would run code from the model's repository.",
+                "read that code, then add --trust-remote-code to the command",
+            )
+        yield from remote_code((*path, name), inner)

@@ -15,6 +15,11 @@ def summary(docstring: str | None) -> str:
     return " ".join(paragraph.split())
 
 
+def first_sentence(text: str) -> str:
+    """A text up to its first full stop, for hints."""
+    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
+
+
 def argument_docs(docstring: str | None) -> dict[str, str]:
     """What the `Args:` section says about each argument, each on one line."""
     lines = iter(inspect.cleandoc(docstring or "").splitlines())

@@ -19,18 +19,15 @@ from automodel_core.sources import Module, Statement, dotted_text, qualified, st
 
 FunctionStatement = ast.FunctionDef | ast.AsyncFunctionDef
 
-# Decorators that leave a function's signature as it is written. Any other may replace it.
+# Decorators that leave a signature as it is written. Any other may replace it.
 TRANSPARENT = {
-    "staticmethod", "classmethod", "property", "abstractmethod", "override", "final", "cache",
-    "lru_cache", "wraps", "no_grad", "inference_mode", "deprecated", "runtime_checkable",
-    "total_ordering", "typechecked", "contextmanager",
+    "staticmethod", "classmethod", "override", "final", "cache", "lru_cache", "no_grad",
+    "inference_mode", "deprecated", "runtime_checkable", "total_ordering",
 }  # fmt: skip
 
 # Class decorators that write `__init__` from annotated fields.
 DATACLASS = {"dataclass", "dataclasses.dataclass"}
-ATTRS = {
-    f"{package}.{name}" for package in ("attr", "attrs") for name in ("define", "frozen", "mutable")
-}
+ATTRS = {"attrs.define", "attrs.frozen", "attrs.mutable", "attr.define", "attr.frozen"}
 
 # Bases that add no parameter, so that torch's large sources need not be read for them.
 NEUTRAL_BASES = {
@@ -226,7 +223,16 @@ def _fields_signature(place: Place, node: ast.ClassDef, *, private: bool) -> Sig
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign) and (field := _field(statement, private=private)):
             fields[field.name] = field
+    for name in _decorated_defaults(node) & fields.keys():
+        fields[name] = attrs.evolve(fields[name], default="...")
     return Signature(tuple(fields.values()), module=place.module)
+
+
+def _decorated_defaults(node: ast.ClassDef) -> set[str]:
+    """The attrs fields whose default a method computes, marked `@name.default`."""
+    methods = (each for each in node.body if isinstance(each, ast.FunctionDef))
+    marks = (dotted_text(mark) or "" for method in methods for mark in method.decorator_list)
+    return {mark.removesuffix(".default") for mark in marks if mark.endswith(".default")}
 
 
 def _field(node: ast.AnnAssign, *, private: bool) -> Parameter | None:

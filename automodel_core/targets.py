@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from automodel_core.annotations import wants_tuple
-from automodel_core.arguments import REMOTE_CODE, Finding, judge, remote_code
+from automodel_core.arguments import Finding, judge, remote_code
 from automodel_core.config.schema import Slot, Target
 from automodel_core.errors import ConfigPath, UserError
 from automodel_core.registry import Registry, import_object
@@ -112,8 +112,8 @@ class Targets:
     ) -> Iterator[Finding]:
         if signature:
             yield from judge(target, signature, slot)
-        if not self.trust.remote_code and (finding := remote_code(target)):
-            yield finding
+        if not self.trust.remote_code:
+            yield from remote_code(target.path, target.arguments)
 
     def _unchecked(self, target: Target, slot: Slot | None) -> Iterator[Finding]:
         try:
@@ -135,9 +135,9 @@ class Targets:
         """The YAML's arguments ready to pass, and what is supplied beside them."""
         signature = live_signature(function) or Signature(open=True)
         arguments = {name: self._made(value, supplied) for name, value in target.arguments.items()}
-        if arguments.get(REMOTE_CODE) and not self.trust.remote_code:
-            refused = remote_code(attrs.evolve(target, arguments={REMOTE_CODE: True}))
-            raise UserError(refused.message, fix=refused.hint, path=refused.path)
+        if not self.trust.remote_code:  # again: a value from the environment is only known now
+            for refused in remote_code(target.path, arguments):
+                raise UserError(refused.message, fix=refused.hint, path=refused.path)
         for parameter in signature.parameters:
             value = arguments.get(parameter.name)
             if isinstance(value, list) and wants_tuple(parameter.annotation, parameter.default):
@@ -189,9 +189,7 @@ def _at(path: ConfigPath) -> Iterator[None]:
 def _import(resolved: Resolved) -> Any:
     try:
         return import_object(resolved.module, resolved.qualname)
-    except (
-        Exception
-    ) as error:  # a plugin may raise anything, and the user must know whose fault it is
+    except Exception as error:  # whatever it raises, the user must know whose it is
         owner = f" (from {resolved.record.distribution})" if resolved.record else ""
         raise UserError(
             f"Importing `{resolved.dotted}`{owner} failed: {type(error).__name__}: {error}"

@@ -28,7 +28,7 @@ BUILT_IN = ("torch.optim", "torch.nn", "torchdata.stateful_dataloader")
 # Of transformers only the classes for models and configurations, and how they are constructed.
 TRANSFORMERS = re.compile(
     r"transformers"
-    r"(\.models\.\w+\.(modeling|configuration)_\w+|\.models\.auto\.(modeling|configuration)_auto)?"
+    r"(\.models\.\w+\.(modeling|configuration)_\w+|\.utils\.quantization_config)?"
     r"\.[A-Z]\w*?(Config|Model|For[A-Z]\w+)"
     r"(\.(from_pretrained|from_config))?"
 )

@@ -75,6 +75,10 @@ SHAPES = '''
         a: int
         _b: float = 1.0
         c: list = attrs.field(factory=list)
+        d: int = attrs.field()
+
+        @d.default
+        def _one(self): return 1
 
     @t.overload
     def overloaded(a: int): ...

@@ -58,7 +58,7 @@ def section(**arguments):
          "value"),
         ({"path": "x", "limit": True}, ("limit",), "`limit` takes int | None, not true.", "",
          "value"),
-        ({"path": "x", "pair": [1]}, ("pair",), "`pair` takes tuple[int, int], not a list.", "",
+        ({"path": "x", "pair": [1]}, ("pair",), "`pair` takes tuple[int, int], not [1].", "",
          "value"),
     ],
 )  # fmt: skip

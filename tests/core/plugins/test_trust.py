@@ -85,6 +85,7 @@ def test_attacks_are_refused_before_and_at_loading(name, slot, tmp_path):
         "transformers.AutoConfig.from_pretrained",
         "transformers.AutoModelForCausalLM.from_pretrained",
         "transformers.LlamaForCausalLM",
+        "transformers.BitsAndBytesConfig",
     ],
 )
 def test_trusted_names_resolve_and_load(name, check):
@@ -204,6 +205,8 @@ def test_remote_code_needs_the_command_line_too(check):
     name = "transformers.AutoConfig.from_pretrained"
     findings = check(name, pretrained_model_name_or_path="x", trust_remote_code=True)
     assert [each.path for each in findings] == [("section", "trust_remote_code")]
+    findings = check(name, pretrained_model_name_or_path="x", kwargs={"trust_remote_code": "yes"})
+    assert [each.path for each in findings] == [("section", "kwargs", "trust_remote_code")]
     assert check(name, pretrained_model_name_or_path="x", trust_remote_code=False) == []
     targets = Targets(Registry.discover(), Trust.from_environment())
     with pytest.raises(UserError, match="run code from the model's repository"):
