@@ -199,8 +199,26 @@ class Checkpoint:
     save_every_steps: int | None = key(
         "Save every N steps; the end of the run is always saved.", default=None, at_least=1
     )
+    keep_last: int | None = key(
+        "Keep only the newest N checkpoints; by default all.", default=None, at_least=1
+    )
+    keep_best: str | None = key(
+        "A validation metric, such as loss or NAME/loss: its lowest checkpoint is kept and linked "
+        "as `best`.",
+        default=None,
+    )
     async_save: bool = key(
         "Write beside the run, which waits only while the state is copied.", default=False
+    )
+
+
+@attrs.frozen(kw_only=True)
+class EarlyStopping:
+    """Ends a run that no longer gets better."""
+
+    metric: str = key("A validation metric: loss, or NAME/loss with several sets.", default="loss")
+    patience: int = key(
+        "Validations in a row that may pass without a new lowest value.", default=3, at_least=1
     )
 
 
@@ -307,8 +325,13 @@ class RunConfig:
         "Accepted for files written for NeMo Automodel; fine-tuning is the only recipe.",
         default=None,
     )
-    validation_dataset: Target | None = key(
-        "Held-out data for the validation loss.", default=None, slot=Slot("datasets")
+    validation_dataset: Target | dict[str, Target] | None = key(
+        "Held-out data for the validation loss: one set, or a mapping of names to sets.",
+        default=None,
+        slot=Slot("datasets"),
+    )
+    early_stopping: EarlyStopping | None = key(
+        "Ends a run that no longer gets better.", default=None
     )
     dataloader: DataLoader = key("Micro-batches for training.", factory=DataLoader)
     validation_dataloader: DataLoader | None = key(

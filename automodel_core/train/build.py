@@ -16,11 +16,12 @@ import attrs
 import torch
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedModel
 
-from automodel_core.config.schema import RunConfig
+from automodel_core.config.schema import RunConfig, Target
 from automodel_core.errors import UserError
 from automodel_core.protocols import Dataset, ModelSource
 from automodel_core.train.checkpoint import (
     CheckpointWriter,
+    best_checkpoint,
     discard_unfinished,
     read_manifest,
 )
@@ -39,6 +40,8 @@ from automodel_core.train.run_folder import (
     latest_checkpoint,
     locked,
     open_run_folder,
+    point_to,
+    prune,
 )
 from automodel_core.train.schedule import Horizon, check_schedule, plan_horizon
 from automodel_core.train.state import load_training_state
@@ -56,7 +59,7 @@ class Prepared:
     device: torch.device
     precision: PrecisionPlan
     data: TrainingData
-    validation: ValidationData | None
+    validation: dict[str, ValidationData]
     questions: list[Question]
     horizon: Horizon
 
@@ -82,7 +85,7 @@ def fine_tune(config: RunConfig, context: RunContext) -> Path:
         check_space(config, prepared, folder)
         run = load(config, context, console, prepared, folder, checkpoint)
         run.seconds["prepare"] = run.seconds.get("prepare", 0.0) + time.perf_counter() - started
-        if run.step >= run.horizon.total_steps:
+        if run.finished:
             console.say(
                 f"{folder} already holds this run, finished at step {run.step}. "
                 "Raise max_steps or num_epochs to go on, or pass --fresh to start again."
@@ -147,10 +150,12 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
     data = TrainingData.build(config, context.targets, dataset, supplied)
     horizon = plan_horizon(config.step_scheduler, data.steps_per_epoch)
     check_schedule(config.lr_scheduler, horizon)
-    validation = None
-    if config.validation_dataset is not None:
-        held_out = build_dataset(context, console, config.validation_dataset, supplied)
-        validation = ValidationData.build(config, context.targets, held_out, supplied)
+    validation = {
+        name: ValidationData.build(
+            config, context.targets, build_dataset(context, console, target, supplied), supplied
+        )
+        for name, target in validation_targets(config).items()
+    }
     questions = []
     if config.generation_eval is not None:
         asked = build_dataset(context, console, config.generation_eval.dataset, supplied)
@@ -168,6 +173,14 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
         questions=questions,
         horizon=horizon,
     )
+
+
+def validation_targets(config: RunConfig) -> dict[str, Target]:
+    """The validation sets by name; a single one has none."""
+    section = config.validation_dataset
+    if section is None:
+        return {}
+    return {"": section} if isinstance(section, Target) else section
 
 
 def choose_device(console: Console) -> torch.device:
@@ -267,7 +280,8 @@ def load(
         ),
         guards=Guards(config.guards, console.say, LostUpdates.of(model)),
         writer=CheckpointWriter(
-            background=config.checkpoint.async_save, published=announce(context, folder)
+            background=config.checkpoint.async_save,
+            published=after_publishing(config, context, folder),
         ),
         data=prepared.data,
         validation=prepared.validation,
@@ -282,10 +296,16 @@ def load(
     return run
 
 
-def announce(context: RunContext, folder: Path) -> Callable[[Path], None]:
-    """Tell the observers of each checkpoint that is complete."""
+def after_publishing(
+    config: RunConfig, context: RunContext, folder: Path
+) -> Callable[[Path], None]:
+    """What follows a complete checkpoint: the link to the best, pruning, telling the observers."""
+    section = config.checkpoint
 
     def published(checkpoint: Path) -> None:
+        if section.keep_best and (best := best_checkpoint(folder, section.keep_best)):
+            point_to(best, "best")
+        prune(folder, section.keep_last)
         step = int(checkpoint.name.rpartition("_")[2])
         context.hooks.automodel_checkpoint_saved(folder=folder, step=step, path=checkpoint)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from automodel_core.errors import UserError
-from automodel_core.train.run_folder import point_latest_to
+from automodel_core.train.run_folder import checkpoints_in, point_to
 
 FORMAT = 1
 
@@ -89,7 +89,7 @@ def write_checkpoint(target: Path, fill: Callable[[Path], None], manifest: dict[
         shutil.rmtree(target, ignore_errors=True)
         os.rename(aside, target)
         flush(target.parent)
-        point_latest_to(target)
+        point_to(target, "latest")
         return target
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -159,6 +159,16 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         if file.stat().st_size != expected["bytes"] or sha256(file) != expected["sha256"]:
             raise damaged(checkpoint, name, "has changed since it was saved")
     return manifest
+
+
+def best_checkpoint(folder: Path, metric: str) -> Path | None:
+    """The checkpoint of a run folder whose validation metric is lowest."""
+    scored = []
+    for checkpoint in checkpoints_in(folder):
+        metrics = json.loads((checkpoint / "manifest.json").read_text()).get("metrics", {})
+        if metric in metrics:
+            scored.append((metrics[metric], checkpoint))
+    return min(scored, default=(None, None))[1]
 
 
 def damaged(checkpoint: Path, name: str, how: str) -> UserError:

@@ -81,8 +81,9 @@ class Console:
         every = max(self.total_steps // PLAIN_LINES, 1)
         return step == 1 or step == self.total_steps or step % every == 0
 
-    def validation(self, step: int, loss: float) -> None:
-        self.say(f"step {step:>4}       validation loss {loss:.4f}")
+    def validation(self, step: int, name: str, loss: float) -> None:
+        """Show the loss of a validation set; the only one has no name."""
+        self.say(f"step {step:>4}       validation loss {loss:.4f}{f'  ({name})' if name else ''}")
 
     def answers(
         self, questions: Sequence[Question], before: Answers | None, after: Answers, shown: int

@@ -44,6 +44,7 @@ class Run:
 
     Attributes:
         step: Optimizer steps done.
+        ended_early: Early stopping has ended the run before its horizon.
         peak_lr: Learning rate of each parameter group before the schedule.
         seconds: Time spent so far, by phase.
         label_tokens: Supervised tokens trained on so far.
@@ -64,14 +65,19 @@ class Run:
     guards: Guards
     writer: CheckpointWriter
     data: TrainingData
-    validation: ValidationData | None
+    validation: dict[str, ValidationData]
     horizon: Horizon
     peak_lr: list[float]
     step: int = 0
+    ended_early: bool = False
     seconds: dict[str, float] = attrs.field(
         factory=lambda: {"train": 0.0, "validate": 0.0, "save": 0.0}
     )
     label_tokens: int = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.ended_early or self.step >= self.horizon.total_steps
 
     @property
     def training_log(self) -> JsonLines:
@@ -91,7 +97,7 @@ def train(run: Run) -> None:
     """
     run.model.train()
     with stop_on_signals() as stop, run.console.training(run.step, run.horizon.total_steps):
-        while run.step < run.horizon.total_steps:
+        while not run.finished:
             metrics = optimizer_step(run)
             run.guards.after_step(metrics)
             report(run, metrics)
@@ -99,6 +105,8 @@ def train(run: Run) -> None:
                 raise saved_after_signal(run, stop.signal_name)
             if validation_due(run):
                 validate(run)
+                if no_longer_improving(run):
+                    run.ended_early = True
             if save_due(run):
                 save(run)
             run.writer.poll()
@@ -190,38 +198,45 @@ def save_due(run: Run) -> bool:
     """Every `save_every_steps`, and at the end."""
     if not run.config.checkpoint.enabled:
         return False
-    last = run.step == run.horizon.total_steps
-    return last or due(run.step, run.config.checkpoint.save_every_steps)
+    return run.finished or due(run.step, run.config.checkpoint.save_every_steps)
 
 
 def validation_due(run: Run) -> bool:
     """Every `val_every_steps`; if it is left out, before each checkpoint. Always at the end."""
-    if run.validation is None:
+    if not run.validation:
         return False
     every = run.config.step_scheduler.val_every_steps
-    last = run.step == run.horizon.total_steps
-    return last or (due(run.step, every) if every else save_due(run))
+    return run.finished or (due(run.step, every) if every else save_due(run))
 
 
-def validate(run: Run) -> float:
-    """The mean token loss over the whole validation set, however it is batched."""
+def validate(run: Run) -> None:
+    """The mean token loss over each whole validation set, however it is batched."""
     started = time.perf_counter()
+    metrics: dict[str, float] = {}
     run.model.eval()
-    micro_batches = (prepare_micro_batch(b, run.objective.device) for b in run.validation.batches())
-    loss, label_tokens = evaluate(run.objective, micro_batches)
+    for name, data in run.validation.items():
+        batches = (prepare_micro_batch(b, run.objective.device) for b in data.batches())
+        loss, label_tokens = evaluate(run.objective, batches)
+        prefix = f"{name}/" if name else ""
+        metrics |= {f"{prefix}loss": loss, f"{prefix}num_label_tokens": label_tokens}
+        run.console.validation(run.step, name, loss)
     run.model.train()
     seconds = time.perf_counter() - started
     run.seconds["validate"] += seconds
-    record = {
-        "step": run.step,
-        "loss": loss,
-        "num_label_tokens": label_tokens,
-        "seconds": seconds,
-    }
+    record = {"step": run.step, **metrics, "seconds": seconds}
     run.validation_log.append(record)
-    run.console.validation(run.step, loss)
     run.hooks.automodel_validation_end(folder=run.folder, step=run.step, metrics=record)
-    return loss
+
+
+def no_longer_improving(run: Run) -> bool:
+    """Whether `early_stopping` ends the run: read from the log, so that a resumed run agrees."""
+    rule = run.config.early_stopping
+    if rule is None:
+        return False
+    values = [record[rule.metric] for record in run.validation_log.read()]
+    return len(values) > rule.patience and min(values[-rule.patience :]) >= min(
+        values[: -rule.patience]
+    )
 
 
 def save(run: Run) -> Path:
@@ -238,9 +253,15 @@ def save(run: Run) -> Path:
         save_training_state(folder / "training", tensors, state)
         (folder / "config.yaml").write_text(run.effective_yaml)
 
-    run.writer.write(target, fill, run.manifest)
+    run.writer.write(target, fill, {**run.manifest, "metrics": metrics_at(run)})
     run.seconds["save"] += time.perf_counter() - started
     return target
+
+
+def metrics_at(run: Run) -> dict[str, float]:
+    """The validation metrics of exactly this step, if there are any."""
+    records = run.validation_log.read()
+    return records[-1] if records and records[-1]["step"] == run.step else {}
 
 
 def training_state(run: Run) -> dict[str, Any]:

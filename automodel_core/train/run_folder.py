@@ -109,24 +109,41 @@ def check_disk_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def point_latest_to(checkpoint: Path) -> None:
-    """Let `latest` name a published checkpoint: a link, or a text file where links don't work."""
-    link = checkpoint.with_name("latest")
-    aside = checkpoint.with_name(".latest-new")
+def point_to(checkpoint: Path, name: str) -> None:
+    """Let `name` (latest, best) stand for a published checkpoint: a link, or a text file where
+    links don't work."""
+    aside = checkpoint.with_name(f".{name}-new")
     aside.unlink(missing_ok=True)
     try:
         aside.symlink_to(checkpoint.name)
     except OSError:
         aside.write_text(checkpoint.name + "\n")
-    os.replace(aside, link)
+    os.replace(aside, checkpoint.with_name(name))
+
+
+def pointed_to(folder: Path, name: str) -> Path | None:
+    """The checkpoint that `name` stands for, if it is still there."""
+    link = folder / name
+    if link.is_symlink():
+        target = link.resolve()
+    elif link.is_file():
+        target = folder / link.read_text().strip()
+    else:
+        return None
+    return target if target.is_dir() else None
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that `latest` names; the newest published one if the link is gone."""
-    link = folder / "latest"
-    if link.is_symlink() and link.exists():
-        return link.resolve()
-    if link.is_file():
-        return folder / link.read_text().strip()
     found = checkpoints_in(folder)
-    return found[-1] if found else None
+    return pointed_to(folder, "latest") or (found[-1] if found else None)
+
+
+def prune(folder: Path, keep_last: int | None) -> None:
+    """Remove all but the newest checkpoints; `latest` and `best` always stay."""
+    if keep_last is None:
+        return
+    linked = {pointed_to(folder, "latest"), pointed_to(folder, "best")}
+    for checkpoint in checkpoints_in(folder.resolve())[:-keep_last]:
+        if checkpoint not in linked:
+            shutil.rmtree(checkpoint)

@@ -17,7 +17,10 @@ def print_plan(console: Console, run: Run, source: ModelSource) -> None:
     trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in run.model.parameters())
     revision = f" at {source.revision[:12]}" if source.revision else ""
-    held_out = f", {len(run.validation.dataset):,} for validation" if run.validation else ""
+    held_out = "".join(
+        f", {len(data.dataset):,} for validation{f' ({name})' if name else ''}"
+        for name, data in run.validation.items()
+    )
     layout = run.data.layout
     batch = f"{layout.micro_batch} x {layout.grad_acc_steps}"
     console.heading("Plan")

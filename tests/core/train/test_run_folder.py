@@ -11,7 +11,8 @@ from automodel_core.train.run_folder import (
     latest_checkpoint,
     locked,
     open_run_folder,
-    point_latest_to,
+    point_to,
+    prune,
 )
 
 
@@ -37,9 +38,9 @@ def test_latest_follows_the_link_and_survives_its_loss(tmp_path):
     first, second = tmp_path / "epoch_0_step_1", tmp_path / "epoch_0_step_2"
     first.mkdir()
     second.mkdir()
-    point_latest_to(first)
+    point_to(first, "latest")
     assert latest_checkpoint(tmp_path) == first
-    point_latest_to(second)
+    point_to(second, "latest")
     assert latest_checkpoint(tmp_path) == second
     (tmp_path / "latest").unlink()
     assert latest_checkpoint(tmp_path) == second
@@ -49,6 +50,18 @@ def test_latest_may_be_a_text_file_where_links_do_not_work(tmp_path):
     (tmp_path / "epoch_0_step_1").mkdir()
     (tmp_path / "latest").write_text("epoch_0_step_1\n")
     assert latest_checkpoint(tmp_path) == tmp_path / "epoch_0_step_1"
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path):
+    folders = [tmp_path / f"epoch_0_step_{step}" for step in range(1, 6)]
+    for folder in folders:
+        folder.mkdir()
+    point_to(folders[4], "latest")
+    point_to(folders[1], "best")
+    prune(tmp_path, None)
+    assert len(checkpoints_in(tmp_path)) == 5
+    prune(tmp_path, 2)
+    assert checkpoints_in(tmp_path) == [folders[1], folders[3], folders[4]]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_its_key(tmp_path):
