@@ -21,6 +21,7 @@ from automodel_core.discovery import CORE, discover
 from automodel_core.errors import UserError
 from automodel_core.places import locate
 from automodel_core.records import ALIASES, KINDS, Record, a_kind
+from automodel_core.staleness import stale_projects
 
 
 class Registry:
@@ -87,14 +88,17 @@ class Registry:
         return UserError(f"No {what} is called `{spelling}`.", fix=self.suggestion(kind, spelling))
 
     def suggestion(self, kind: str | None, name: str) -> str:
-        """The nearest usable names of a kind, or all of them if none is near."""
+        """What to write instead of a name that is not there, or what to do to have it."""
+        for project in stale_projects():
+            if name in project.names:
+                return project.advice
+        if not any(each.distribution == CORE for each in self.records):
+            return f"{CORE} itself isn't installed here: `pip install -e .` in its folder"
         names = sorted({each.name for each in self.targets(kind) if each.state == "ok"})
         names += sorted(self.aliases) if "." in name else []
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
         if near:
             return f"did you mean {' or '.join(f'`{each}`' for each in near)}?"
-        if not any(each.distribution == CORE for each in self.records):
-            return f"{CORE} itself isn't installed here: `pip install -e .` in its folder"
         listed = ", ".join(each for each in names if "." not in each)
         return f"installed: {listed}" if kind and listed else "see `automodel list-plugins`"
 

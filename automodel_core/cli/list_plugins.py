@@ -18,6 +18,7 @@ from automodel_core.records import ALIASES, HOOKS, KINDS, Record
 from automodel_core.registry import Registry, import_object, source_checked
 from automodel_core.signatures import docstring
 from automodel_core.sources import find_module
+from automodel_core.staleness import stale_projects
 
 
 @click.command("list-plugins")
@@ -36,6 +37,8 @@ def list_plugins(kind: str | None, as_json: bool, check: bool) -> int:
         click.echo(json.dumps(rows, indent=2))
     else:
         show(records, with_aliases=kind == ALIASES)
+    for project in stale_projects() if check else ():
+        click.echo(f"Note: {project.advice}", err=True)
     return FAILED if check and any(each.state == "broken" for each in records) else DONE
 
 

@@ -1,5 +1,6 @@
 """Entry points become records, each in its state, and no plugin is imported on the way."""
 
+import json
 import sys
 
 import pytest
@@ -134,3 +135,22 @@ def test_close_names_are_offered(install):
     assert unknown.value.fix == "did you mean `focal`?"
     with pytest.raises(UserError, match="`focal` is a loss, not an optimizer"):
         registry.find("optimizers", "focal")
+
+
+def test_an_editable_project_that_announces_more_than_its_metadata_is_noticed(install, tmp_path):
+    site = install("growing", {"losses": {"first": "growing:make"}}, {"growing": MAKE})
+    project = tmp_path / "growing project"
+    project.mkdir()
+    url = {"url": project.as_uri(), "dir_info": {"editable": True}}
+    (site / "growing-1.0.dist-info" / "direct_url.json").write_text(json.dumps(url))
+    (project / "pyproject.toml").write_text(
+        '[project.entry-points."automodel.losses"]\n'
+        'first = "growing:make"\n'
+        'second = "growing:make"\n'
+    )
+    with pytest.raises(UserError) as unknown:
+        Registry.discover().find("losses", "second")
+    assert unknown.value.fix == (
+        "the pyproject.toml of growing has changed since it was installed: "
+        f"pip install -e {project}"
+    )
