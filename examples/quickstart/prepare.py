@@ -125,31 +125,51 @@ def plain_model(gguf: Path) -> Any:
 
 
 def plain_tokenizer(gguf: Path) -> Any:
-    """The tokenizer with all that the original has.
+    """The tokenizer, built from what the file says rather than by transformers' GGUF reader.
 
-    transformers reads vocabulary, merges, special tokens and chat template from GGUF, but not the
-    splitting rule, which the file only names ("smollm"): digits stand alone. Without it "\\n\\n12"
-    becomes other tokens than those the model was trained on.
+    That reader doesn't know the splitting rule, which the file only names ("smollm": every digit
+    stands alone), so that "\\n\\n12" became other tokens than those the model was trained on; and
+    its older versions put <|im_start|> before every text.
     """
-    from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from gguf import GGUFReader, TokenType
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
-    read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    backend = read.backend_tokenizer
+    fields = GGUFReader(gguf).fields
+
+    def read(key: str) -> Any:
+        return fields[f"tokenizer.{key}"].contents()
+
+    tokens: list[str] = read("ggml.tokens")
+    kinds: list[int] = read("ggml.token_type")
+    backend = Tokenizer(
+        models.BPE(
+            vocab={token: number for number, token in enumerate(tokens)},
+            merges=[tuple(pair.split(" ")) for pair in read("ggml.merges")],
+        )
+    )
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind == TokenType.CONTROL
+        ]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-        chat_template=read.chat_template,
-        model_max_length=8192,
+        bos_token=tokens[read("ggml.bos_token_id")],
+        eos_token=tokens[read("ggml.eos_token_id")],
+        unk_token=tokens[read("ggml.unknown_token_id")],
+        pad_token=tokens[read("ggml.padding_token_id")],
+        chat_template=read("chat_template"),
+        model_max_length=fields["llama.context_length"].contents(),
         clean_up_tokenization_spaces=False,
     )
 
