@@ -23,6 +23,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.processing_utils import ProcessorMixin
@@ -49,7 +51,8 @@ class ModelSource(Protocol):
         revision: The resolved commit for a Hub model, else None.
         config: The transformers configuration.
         torch_dtype: What the YAML asks for: a dtype, or "auto" (the precision plan decides).
-        weight_bytes: Size of the stored weights, read from their headers; None if unknown.
+        weight_bytes: Size of the stored weights, read from their headers; None if there are none.
+        parameter_count: Parameters of the model, counted without reading weights.
     """
 
     name: str
@@ -57,6 +60,7 @@ class ModelSource(Protocol):
     config: PretrainedConfig
     torch_dtype: torch.dtype | Literal["auto"]
     weight_bytes: int | None
+    parameter_count: int
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that belongs to the model. Raises UserError if it has none."""
@@ -66,11 +70,21 @@ class ModelSource(Protocol):
         """The processor of a model that sees or hears; None for a text model."""
         ...
 
-    def load_model(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-        """Read (or, without weights, draw) the parameters, as `dtype`, on `device`.
+    def load_model(
+        self, dtype: torch.dtype, device: torch.device, weights: Path | None = None
+    ) -> PreTrainedModel:
+        """Read (or, for a model without weights, draw) the parameters.
 
-        `dtype` is the precision plan's choice; the YAML's wish went into the plan.
+        Args:
+            dtype: The precision plan's choice; the YAML's wish went into the plan.
+            device: Where to put them.
+            weights: A folder that holds a later state of this model, to take instead of its own.
         """
+        ...
+
+    def check_vocabulary(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise UserError if the tokenizer has tokens that the model doesn't embed, unless the YAML
+        allows to add rows for them."""
         ...
 
 

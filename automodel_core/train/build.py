@@ -136,6 +136,7 @@ def checkpoint_to_resume(folder: Path, resume: str) -> Path | None:
 
 def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepared:
     """Everything that can be built, and refused, without weights."""
+    check_metrics(config)
     device = choose_device(console)
     source: ModelSource = context.targets.build(config.model, {"seed": config.rng.seed})
     precision = plan_precision(source.torch_dtype, device)
@@ -181,6 +182,21 @@ def validation_targets(config: RunConfig) -> dict[str, Target]:
     if section is None:
         return {}
     return {"": section} if isinstance(section, Target) else section
+
+
+def check_metrics(config: RunConfig) -> None:
+    """Refuse a metric that no validation set of this run produces."""
+    names = [f"{name}/loss" if name else "loss" for name in validation_targets(config)]
+    wanted = {("checkpoint", "keep_best"): config.checkpoint.keep_best}
+    if config.early_stopping is not None:
+        wanted["early_stopping", "metric"] = config.early_stopping.metric
+    for path, metric in wanted.items():
+        if metric is not None and metric not in names:
+            raise UserError(
+                f"`{metric}` is not a validation metric of this run.",
+                fix=f"write {' or '.join(names)}" if names else "add a validation_dataset",
+                path=path,
+            )
 
 
 def choose_device(console: Console) -> torch.device:

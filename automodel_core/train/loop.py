@@ -285,6 +285,7 @@ def restore(run: Run, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -
     run.rng.load_state_dict(state["rng"])
     run.training_log.forget_after(run.step)
     run.validation_log.forget_after(run.step)
+    run.ended_early = no_longer_improving(run)
 
 
 def saved_after_signal(run: Run, signal_name: str | None) -> SavedAfterSignal:
