@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from automodel_core.docstrings import first_sentence
 from automodel_core.errors import ConfigPath, UserError
 from automodel_core.protocols import SUPPLIED
 from automodel_core.signatures import Parameter, Signature
+from automodel_core.wording import did_you_mean
 
 REMOTE_CODE = "trust_remote_code"
 
@@ -87,11 +87,8 @@ def _unknown(
     target: Target, name: str, path: ConfigPath, signature: Signature, given: frozenset[str]
 ) -> Finding:
     names = [each.name for each in signature.parameters if each.name not in given]
-    near = difflib.get_close_matches(name, names, n=1)
-    if near:
-        hint = f"did you mean `{near[0]}`?"
-    else:
-        hint = f"it takes: {', '.join(names)}" if names else "it takes none"
+    listed = f"it takes: {', '.join(names)}" if names else "it takes none"
+    hint = did_you_mean(name, names) or listed
     return Finding(path, f"`{target.name}` takes no argument `{name}`.", hint, on="key")
 
 

@@ -6,7 +6,6 @@ environment with hundreds of them.
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import os
 import re
@@ -15,6 +14,7 @@ from collections.abc import Collection, Iterator
 from automodel_core import trust
 from automodel_core.records import ALIASES, HOOKS, KINDS, Record
 from automodel_core.sources import find_module
+from automodel_core.wording import did_you_mean
 
 DISABLE_VARIABLE = "AUTOMODEL_DISABLE_PLUGINS"
 GROUP_PREFIX = "automodel."
@@ -70,9 +70,8 @@ def _unmet_requirement(distribution: importlib.metadata.Distribution) -> str:
 def _examined(record: Record) -> Record:
     """Marked broken if the metadata alone shows that it cannot work."""
     if record.kind not in (*KINDS, ALIASES, HOOKS):
-        near = difflib.get_close_matches(record.kind, KINDS, n=1)
-        hint = f"; did its author mean {GROUP_PREFIX}{near[0]}?" if near else ""
-        return record.marked("broken", f"there is no kind {record.kind}{hint}")
+        hint = did_you_mean(record.kind, KINDS)
+        return record.marked("broken", f"there is no kind {record.kind}{hint and f'; {hint}'}")
     if record.kind != HOOKS and not record.qualname:
         return record.marked("broken", f"{record.value} names a module, not an object in it")
     if find_module(record.module) is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import importlib
 import logging
@@ -20,6 +19,7 @@ from automodel_core import hooks
 from automodel_core.config.schema import RunConfig
 from automodel_core.records import HOOKS, Record
 from automodel_core.registry import Registry
+from automodel_core.wording import did_you_mean
 
 LOG = logging.getLogger("automodel.hooks")
 
@@ -66,10 +66,8 @@ def _implementations(
     marked = {name: each for name, each in vars(module).items() if hasattr(each, MARK)}
     for name, function in marked.items():
         if name not in SPECIFIED:
-            near = difflib.get_close_matches(name, SPECIFIED, n=1)
-            raise ValueError(
-                f"there is no hook {name}" + (f"; did you mean {near[0]}?" * bool(near))
-            )
+            hint = did_you_mean(name, SPECIFIED)
+            raise ValueError(f"there is no hook {name}{hint and f'; {hint}'}")
         options = getattr(function, MARK)
         if options["wrapper"] or options["hookwrapper"]:
             raise ValueError(f"{name} is a wrapper, and hooks only observe")

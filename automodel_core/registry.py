@@ -11,7 +11,6 @@ name), so every node of a job sees the same order.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -22,6 +21,7 @@ from automodel_core.errors import UserError
 from automodel_core.places import locate
 from automodel_core.records import ALIASES, KINDS, Record, a_kind
 from automodel_core.staleness import stale_projects
+from automodel_core.wording import did_you_mean
 
 
 class Registry:
@@ -96,11 +96,9 @@ class Registry:
             return f"{CORE} itself isn't installed here: `pip install -e .` in its folder"
         names = sorted({each.name for each in self.targets(kind) if each.state == "ok"})
         names += sorted(self.aliases) if "." in name else []
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-        if near:
-            return f"did you mean {' or '.join(f'`{each}`' for each in near)}?"
         listed = ", ".join(each for each in names if "." not in each)
-        return f"installed: {listed}" if kind and listed else "see `automodel list-plugins`"
+        inventory = f"installed: {listed}" if kind and listed else "see `automodel list-plugins`"
+        return did_you_mean(name, names, limit=3) or inventory
 
 
 def refusal(record: Record) -> UserError:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 import attrs
 
 from automodel_core.errors import UserError
@@ -14,6 +12,7 @@ from automodel_core.registry import Registry, refusal, source_checked
 from automodel_core.signatures import Signature, read_signature
 from automodel_core.sources import bindings
 from automodel_core.trust import Trust, not_what_it_seems
+from automodel_core.wording import did_you_mean
 
 
 @attrs.frozen
@@ -84,10 +83,9 @@ def _registered(record: Record) -> Resolved:
 
 
 def _not_trusted(name: str, registry: Registry, trust: Trust) -> UserError:
-    near = difflib.get_close_matches(name, [*registry.aliases, *PENDING], n=1, cutoff=0.75)
     error = trust.refusal(name)
-    if near:  # a slip of the pen is likelier than the wish for something unknown
-        error.fix = f"did you mean `{near[0]}`?"
+    # A slip of the pen is likelier than the wish for something unknown.
+    error.fix = did_you_mean(name, [*registry.aliases, *PENDING], cutoff=0.75) or error.fix
     return error
 
 
@@ -99,9 +97,8 @@ def _dotted(name: str, trust: Trust) -> Resolved:
     if place.dotted != name and not trust.permits(place.dotted):
         raise not_what_it_seems(name, place.dotted)
     if place.is_missing:
-        near = difflib.get_close_matches(place.names[0], bindings(place.module), n=1)
         raise UserError(
             f"`{place.module.name}` has no `{place.names[0]}`.",
-            fix=f"did you mean `{near[0]}`?" if near else "",
+            fix=did_you_mean(place.names[0], bindings(place.module)),
         )
     return Resolved(module.name, ".".join(names), None, place)

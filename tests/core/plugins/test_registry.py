@@ -105,7 +105,7 @@ def test_the_same_name_in_two_kinds_is_no_conflict(install):
         ({"losses": {"x": "mine"}}, "mine names a module, not an object in it"),
         (
             {"loss": {"x": "mine:make"}},
-            "there is no kind loss; did its author mean automodel.losses?",
+            "there is no kind loss; did you mean `losses`?",
         ),
         ({"aliases": {"x": "mine:make"}}, "an alias must be a dotted name"),
         ({"aliases": {"a.b": "mine:make"}}, "no installed plugin registers mine:make"),
