@@ -1,0 +1,1 @@
+"""Datasets and collators: from files and the Hub to tokenised, supervised, padded samples."""

@@ -1,0 +1,78 @@
+"""Rows of a dataset on the Hugging Face Hub, and what to do when they can't be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+from datasets.exceptions import DatasetNotFoundError
+
+from automodel_core.errors import UserError
+from automodel_datasets.rows import Row
+
+
+def hub_rows(repository: str, split: str, *, argument: str, name: str | None) -> Iterator[Row]:
+    """The rows of one split of a dataset on the Hub, downloaded once and then read from its cache.
+
+    Args:
+        repository: Such as `rajpurkar/squad`.
+        split: A split, or a slice of one in the notation of `datasets`.
+        argument: The parameter that `repository` came from, for errors.
+        name: The dataset's configuration, if it has several.
+
+    Raises:
+        UserError: It can't be had; the message says why and what to do.
+    """
+    try:
+        rows = datasets.load_dataset(repository, name, split=split)
+    except DatasetNotFoundError as error:
+        raise not_found(repository, str(error), argument) from None
+    except ConnectionError:
+        raise unreachable(repository, argument) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise refused(repository, error, argument) from error
+    return numbered(rows, f"{repository} {split}")
+
+
+def numbered(rows: datasets.Dataset, source: str) -> Iterator[Row]:
+    for number, values in enumerate(rows, start=1):
+        yield Row(values, f"{source}, row {number}")
+
+
+def not_found(repository: str, message: str, argument: str) -> UserError:
+    """The Hub has no such dataset, or doesn't show it to this user."""
+    if "gated" in message:
+        return UserError(
+            f"{repository} is a gated dataset: its owner asks you to accept terms first.",
+            fix=f"accept them at https://huggingface.co/datasets/{repository}, "
+            "then set HF_TOKEN or log in with `hf auth login`",
+            argument=argument,
+        )
+    return UserError(
+        f"{repository} is neither a file or folder in {Path.cwd()} nor a dataset on the Hub "
+        "that you can see.",
+        fix="check the spelling; for a private dataset set HF_TOKEN",
+        argument=argument,
+    )
+
+
+def unreachable(repository: str, argument: str) -> UserError:
+    """No network, or HF_HUB_OFFLINE, and nothing in the cache."""
+    return UserError(
+        f"{repository} is neither a file or folder in {Path.cwd()} nor in this machine's cache, "
+        "and the Hub can't be reached"
+        + (" (HF_HUB_OFFLINE is set)." if datasets.config.HF_HUB_OFFLINE else "."),
+        fix="download it first with network access, or name a local file or folder",
+        argument=argument,
+    )
+
+
+def refused(repository: str, error: Exception, argument: str) -> UserError:
+    """What `datasets` itself says: an unknown split, a missing configuration, a loading script."""
+    first_lines = " ".join(str(error).split("\n")[:3])
+    if "split" in first_lines or "instruction" in first_lines:
+        return UserError(f"{repository}: {first_lines}", argument="split")
+    if "Config" in first_lines:
+        return UserError(f"{repository}: {first_lines}", fix="choose one with `name`")
+    return UserError(f"{repository} can't be loaded: {first_lines}", argument=argument)

@@ -1,0 +1,92 @@
+"""Instructions with answers, from columns of any names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from automodel_core.errors import UserError
+from automodel_datasets.question_answer import (
+    Example,
+    QuestionAnswerDataset,
+    question_answer_dataset,
+)
+from automodel_datasets.rows import Row, required_text, text_of
+from automodel_datasets.sources import load_rows
+
+ROLES = ("context", "question", "answer")
+
+
+def make_instruction_dataset(
+    tokenizer: PreTrainedTokenizerBase,
+    path_or_dataset_id: str | list[str],
+    column_mapping: dict[str, str],
+    split: str = "train",
+    name: str | None = None,
+    limit_dataset_samples: int | None = None,
+    max_length: int | None = None,
+    model_config: PretrainedConfig | None = None,
+) -> QuestionAnswerDataset:
+    """Questions and answers from JSONL, JSON, CSV or Parquet files, folders of them, or the Hub.
+
+    Samples are formatted and supervised as `make_squad_dataset` does it. Every question and answer
+    must be text and not empty; a context may be empty or null.
+
+    Args:
+        tokenizer: The run's tokenizer.
+        path_or_dataset_id: A file, a list of files, a folder, or a dataset on the Hub.
+        column_mapping: Which columns hold the `context`, the `question` and the `answer`; context
+            or question may be left out.
+        split: Such as train, train[:1000] or train[10%:20%]. Files without a folder are all train.
+        name: The configuration of a Hub dataset that has several.
+        limit_dataset_samples: Use only this many rows of the split.
+        max_length: Tokens in the longest sample; by default what the model allows. The context is
+            cut to keep within it, never the answer.
+        model_config: Tells what the model allows.
+
+    Raises:
+        UserError: The data can't be had, a column is missing or a row is broken.
+    """
+    check_mapping(column_mapping)
+    rows = load_rows(
+        path_or_dataset_id,
+        split,
+        argument="path_or_dataset_id",
+        limit=limit_dataset_samples,
+        name=name,
+    )
+    examples = (mapped_example(row, column_mapping) for row in rows)
+    return question_answer_dataset(examples, tokenizer, max_length, model_config)
+
+
+def check_mapping(column_mapping: Mapping[str, str]) -> None:
+    """An answer, and something to answer.
+
+    Raises:
+        UserError: The mapping names something else, or too little.
+    """
+    unknown = [role for role in column_mapping if role not in ROLES]
+    if unknown or "answer" not in column_mapping or len(column_mapping) < 2:
+        raise UserError(
+            f"column_mapping has no place for `{unknown[0]}`."
+            if unknown
+            else "column_mapping needs `answer`, and `question` or `context`.",
+            fix="write column_mapping: {question: COLUMN, answer: COLUMN}, "
+            "with context: COLUMN if there is one",
+            argument="column_mapping",
+        )
+
+
+def mapped_example(row: Row, column_mapping: Mapping[str, str]) -> Example:
+    """A row's texts by role; only a context beside a question may be empty.
+
+    Raises:
+        UserError: A column is missing, or holds something else than text.
+    """
+    optional = {"context"} if "question" in column_mapping else set()
+    texts = {
+        role: (text_of if role in optional else required_text)(row, column, "column_mapping")
+        for role, column in column_mapping.items()
+    }
+    return Example(texts.get("context", ""), texts.get("question", ""), texts["answer"])

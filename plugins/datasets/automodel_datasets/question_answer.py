@@ -1,0 +1,175 @@
+"""Questions with answers, and perhaps a context, as samples: their format, length and dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import attrs
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from automodel_core.errors import UserError
+from automodel_core.protocols import Sample
+from automodel_datasets.chat import ChatTemplate
+from automodel_datasets.masking import SupervisedText, TokenisedText, require_offsets, tokenise
+
+# Rows that the tokenizer gets at once; it works on them with all cores.
+CHUNK = 1000
+
+# transformers writes 1e30 where a tokenizer knows no limit.
+NO_LIMIT = 10**9
+
+
+@attrs.frozen
+class Example:
+    """One row, its strings stripped. Without an answer it is left out and counted."""
+
+    context: str
+    question: str
+    answer: str
+
+
+# What turns an example into the text of a sample.
+Format = Callable[[Example], SupervisedText]
+
+
+class QuestionAnswerDataset:
+    """Tokenised examples in the order of their rows.
+
+    Attributes:
+        notes: What was cut or left out.
+    """
+
+    def __init__(self, samples: Sequence[TokenisedText], notes: Sequence[str]) -> None:
+        self.samples, self.notes = samples, notes
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index].sample()
+
+
+def question_answer_dataset(
+    examples: Iterable[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    model_config: PretrainedConfig | None,
+) -> QuestionAnswerDataset:
+    """Format and tokenise examples: as a chat if the tokenizer has a chat template, else as text.
+
+    Args:
+        examples: Read once.
+        tokenizer: A fast one.
+        max_length: Tokens in the longest sample. The context is cut to keep within it, never the
+            answer. By default what tokenizer and model allow.
+        model_config: Tells what the model allows.
+
+    Raises:
+        UserError: The tokenizer or its template can't be used.
+    """
+    require_offsets(tokenizer)
+    write = chat_format(tokenizer) if tokenizer.chat_template else text_format(tokenizer)
+    limit = max_length or longest_input(tokenizer, model_config)
+    samples, cut, too_long, unanswered = [], 0, 0, 0
+    for chunk in chunks(examples):
+        answered = [example for example in chunk if example.answer]
+        unanswered += len(chunk) - len(answered)
+        whole = tokenise(tokenizer, [write(example) for example in answered])
+        for example, tokens in zip(answered, whole, strict=True):
+            fitting = fit(example, tokens, limit, tokenizer, write)
+            too_long += fitting is None
+            cut += fitting is not None and fitting is not tokens
+            samples += [fitting] if fitting else []
+    notes = (
+        (unanswered, "rows without an answer were left out."),
+        (cut, f"contexts were cut to keep within max_length, {limit} tokens."),
+        (too_long, f"rows were left out: longer than {limit} tokens even without a context."),
+    )
+    return QuestionAnswerDataset(samples, [f"{count} {text}" for count, text in notes if count])
+
+
+def chat_format(tokenizer: PreTrainedTokenizerBase) -> Format:
+    """User: context and question. Assistant: answer."""
+    template = ChatTemplate(tokenizer)
+
+    def write(example: Example) -> SupervisedText:
+        prompt = "\n\n".join(part for part in (example.context, example.question) if part)
+        return template.supervised(
+            [
+                {"role": "user", "content": prompt},
+                {"role": "assistant", "content": example.answer},
+            ]
+        )
+
+    return write
+
+
+def text_format(tokenizer: PreTrainedTokenizerBase) -> Format:
+    """`Context: ... Question: ... Answer: ...` and EOS, for tokenizers of base models.
+
+    BOS stands in front if the tokenizer puts it there itself.
+
+    Raises:
+        UserError: The tokenizer has no EOS, so nothing could end an answer.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"The tokenizer {tokenizer.name_or_path} has neither a chat template nor an EOS token, "
+            "so the model couldn't learn where an answer ends.",
+            fix="name another tokenizer in a `tokenizer:` section",
+        )
+    bos = tokenizer.bos_token_id
+    before = [bos] if bos is not None and bos in tokenizer("")["input_ids"] else []
+
+    def write(example: Example) -> SupervisedText:
+        parts = [("Context", example.context), ("Question", example.question)]
+        prompt = " ".join(f"{name}: {text}" for name, text in parts if text) + " Answer:"
+        text = f"{prompt} {example.answer}"
+        return SupervisedText(
+            text, [(len(prompt), len(text))], before=before, after=[tokenizer.eos_token_id]
+        )
+
+    return write
+
+
+def fit(
+    example: Example,
+    tokens: TokenisedText,
+    limit: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    write: Format,
+) -> TokenisedText | None:
+    """The sample with as much of its context as fits in `limit` tokens; None if nothing helps.
+
+    How many tokens a shorter context saves is an estimate, because tokens differ where texts meet;
+    so the sample is written and tokenised anew until it fits.
+    """
+    if limit is None or len(tokens) <= limit:
+        return tokens
+    context = tokenizer(example.context, add_special_tokens=False, return_offsets_mapping=True)
+    ends = [end for _, end in context["offset_mapping"]]
+    while (excess := len(tokens) - limit) > 0:
+        if not ends:
+            return None
+        del ends[-excess:]
+        shorter = example.context[: ends[-1]].rstrip() if ends else ""
+        if not shorter and not example.question:
+            return None
+        tokens = tokenise(tokenizer, [write(attrs.evolve(example, context=shorter))])[0]
+    return tokens
+
+
+def longest_input(
+    tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig | None
+) -> int | None:
+    """Tokens that both tokenizer and model allow; None if neither names a limit."""
+    text_config = model_config.get_text_config() if model_config else None
+    named = (tokenizer.model_max_length, getattr(text_config, "max_position_embeddings", None))
+    return min((limit for limit in named if limit and limit < NO_LIMIT), default=None)
+
+
+def chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    rest = iter(examples)
+    while chunk := list(islice(rest, CHUNK)):
+        yield chunk
