@@ -1,0 +1,147 @@
+"""From a folder of files to a tokenizer, and to a model with all its weights."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from automodel_core.errors import UserError
+from automodel_models.quiet import quiet_transformers
+from automodel_models.remote_code import HOW_TO_TRUST
+
+logger = logging.getLogger(__name__)
+
+# How a folder that holds a tokenizer shows it. transformers makes an empty one of any other.
+TOKENIZER_FILES = (
+    "tokenizer.*", "*.model", "*.tiktoken", "vocab*", "merges.txt", "tekken.json", "spiece*",
+)  # fmt: skip
+
+
+def read_tokenizer(
+    folder: Path, name: str, gguf_file: str | None, trusted: bool, argument: str
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model's folder, as it is: no pad token is made up.
+
+    Raises:
+        UserError: There is none, or only the model's own Python could read it.
+    """
+    elsewhere = "name another in a tokenizer: section, with pretrained_model_name_or_path"
+    if not gguf_file and not any(next(folder.glob(each), None) for each in TOKENIZER_FILES):
+        raise UserError(f"{name} has no tokenizer.", fix=elsewhere, argument=argument)
+    gguf = {"gguf_file": gguf_file} if gguf_file else {}
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted, **gguf)
+    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+        said = " ".join(str(error).split())
+        if "trust_remote_code" in said:
+            raise UserError(
+                f"The tokenizer of {name} is made by Python files of its own, "
+                "which are not run unless you say so.",
+                fix=HOW_TO_TRUST,
+                argument=argument,
+            ) from None
+        raise UserError(
+            f"The tokenizer of {name} can't be read: {said[:300]}", fix=elsewhere, argument=argument
+        ) from None
+
+
+def read_model(
+    folder: Path,
+    *,
+    name: str,
+    config: PretrainedConfig | None,
+    gguf_file: str | None,
+    dtype: torch.dtype,
+    attention: str | None,
+    trusted: bool,
+) -> PreTrainedModel:
+    """All weights, as `dtype`, on the CPU; those of a GGUF are dequantized.
+
+    Pickled weights are read with `weights_only=True`, which builds tensors and nothing else.
+
+    Args:
+        folder: Where the weights are.
+        name: What to call the model in errors and in what is saved of it.
+        config: None takes the folder's own.
+
+    Raises:
+        UserError: The weights can't be read, or don't fit the configuration.
+    """
+    options: dict[str, Any] = _gguf_options(gguf_file) if gguf_file else {}
+    if config is not None:
+        options["config"] = config
+    try:
+        with quiet_transformers():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=attention,
+                trust_remote_code=trusted,
+                weights_only=True,
+                ignore_mismatched_sizes=True,  # told from the report, with their names
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"The weights of {name} can't be read: {said[:300]}") from error
+    _check_report(name, report)
+    _forget_quantizer(model)
+    model.config.name_or_path = model.name_or_path = name
+    return model
+
+
+def _gguf_options(gguf_file: str) -> dict[str, Any]:
+    """What transformers needs to unpack every weight of a GGUF."""
+    if find_spec("accelerate") is None:
+        raise UserError(
+            "transformers reads GGUF files with the package accelerate, which isn't installed.",
+            fix="pip install accelerate",
+        )
+    options: dict[str, Any] = {"gguf_file": gguf_file}
+    # Newer versions keep the weights packed, and untrainable, unless told otherwise.
+    if hasattr(transformers, "GgufConfig"):
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    return options
+
+
+def _check_report(name: str, report: dict[str, Any]) -> None:
+    """Refuse weights that leave a part of the model random; mention what it doesn't use."""
+    absent = sorted(report["missing_keys"])
+    unfit = sorted(key for key, *_ in report["mismatched_keys"])
+    if absent or unfit:
+        what = "lack" if absent else "have other shapes than the configuration says for"
+        first = (absent or unfit)[0]
+        raise UserError(
+            f"The weights of {name} {what} {len(absent or unfit)} of the model's tensors, "
+            f"such as {first}. Training would start from noise there.",
+            fix="check that config.json and the weights belong together",
+        )
+    unused = sorted(report["unexpected_keys"])
+    if unused:
+        logger.warning(
+            "%s has %d tensors that the model doesn't use, such as %s; they won't be saved.",
+            name, len(unused), unused[0],
+        )  # fmt: skip
+
+
+def _forget_quantizer(model: PreTrainedModel) -> None:
+    """Take transformers' marks off a dequantized model: they forbid training and saving it."""
+    for mark in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if hasattr(model, mark):
+            delattr(model, mark)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
