@@ -7,6 +7,7 @@ schedule, disk space; only then are weights read.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,11 +29,18 @@ from automodel_core.train.checkpoint import (
 from automodel_core.train.console import Console
 from automodel_core.train.context import RunContext
 from automodel_core.train.data import TrainingData, ValidationData
-from automodel_core.train.generation import Answers, Question, answer_all, questions_from
+from automodel_core.train.generation import (
+    Answers,
+    Question,
+    answer_all,
+    questions_from,
+    scored,
+)
 from automodel_core.train.guards import Guards, LostUpdates, check_trainable
 from automodel_core.train.head import check_head, split_head
 from automodel_core.train.loop import Run, restore, train
 from automodel_core.train.precision import PrecisionPlan, assert_precision, plan_precision
+from automodel_core.train.quiet import quiet_libraries
 from automodel_core.train.rng import seed_everything
 from automodel_core.train.run_folder import (
     check_disk_space,
@@ -75,6 +83,7 @@ def fine_tune(config: RunConfig, context: RunContext) -> Path:
         GuardStop: A guard stopped the run.
         SavedAfterSignal: A signal stopped it, and it was saved.
     """
+    quiet_libraries()
     console = Console(context.verbosity)
     folder = open_run_folder(config.checkpoint.checkpoint_dir, fresh=context.fresh)
     with locked(folder):
@@ -93,10 +102,10 @@ def fine_tune(config: RunConfig, context: RunContext) -> Path:
             return folder
         with observed(run):
             print_plan(console, run, prepared.source)
-            before = answer(run, prepared, console, "before")
+            before = answers_before(run, prepared.questions)
             train(run)
-            after = answer(run, prepared, console, "after")
-            if after is not None:
+            if before is not None:
+                after = answer(run, prepared.questions, "after")
                 shown = config.generation_eval.num_samples
                 console.answers(prepared.questions, before, after, shown)
             print_summary(console, run)
@@ -358,17 +367,26 @@ def build_optimizer(
     return make([p for p in model.parameters() if p.requires_grad])
 
 
-def answer(run: Run, prepared: Prepared, console: Console, when: str) -> Answers | None:
-    """Answer the held-out questions, if the YAML asks for them."""
-    section = run.config.generation_eval
-    if section is None:
+def answers_before(run: Run, questions: list[Question]) -> Answers | None:
+    """What the untrained model says, if the YAML asks; a resumed run reads what was said then."""
+    if run.config.generation_eval is None:
         return None
-    started = time.perf_counter()
-    console.say(f"Answering {len(prepared.questions)} held-out questions {when} training ...")
+    record = run.folder / "answers_before.json"
+    if run.step and record.exists():
+        return scored(json.loads(record.read_text()), questions)
+    answers = answer(run, questions, "before")
+    record.write_text(json.dumps(answers.texts))
+    return answers
+
+
+def answer(run: Run, questions: list[Question], when: str) -> Answers:
+    """Answer the held-out questions."""
+    section, started = run.config.generation_eval, time.perf_counter()
+    run.console.say(f"Answering {len(questions)} held-out questions {when} training ...")
     answers = answer_all(
         run.model,
         run.tokenizer,
-        prepared.questions,
+        questions,
         batch_size=section.batch_size,
         max_new_tokens=section.max_new_tokens,
     )

@@ -86,26 +86,25 @@ class Console:
         self.say(f"step {step:>4}       validation loss {loss:.4f}{f'  ({name})' if name else ''}")
 
     def answers(
-        self, questions: Sequence[Question], before: Answers | None, after: Answers, shown: int
+        self, questions: Sequence[Question], before: Answers, after: Answers, shown: int
     ) -> None:
         """Some held-out questions with both answers side by side, and the counts over all."""
         self.heading("Held-out questions, never trained on")
         table = Table(show_lines=True, expand=False)
-        for title in ("question", "expected", *(["before"] if before else []), "after"):
+        for title in ("question", "expected", "before", "after"):
             table.add_column(title, overflow="fold", max_width=44)
         for index, question in enumerate(questions[:shown]):
-            cells = [tail(question.prompt), question.reference]
-            cells += [before.texts[index]] if before else []
-            table.add_row(*(escape(cell) for cell in (*cells, after.texts[index])))
+            answers = (before.texts[index], after.texts[index])
+            cells = (tail(question.prompt), question.reference, *answers)
+            table.add_row(*(escape(cell) for cell in cells))
         self.rich.print(table)
         total = len(questions)
         for name, count in (
             ("exact match", "exact_matches"),
             ("contains the answer", "containing"),
         ):
-            now = f"{getattr(after, count)}/{total}"
-            was = f"{getattr(before, count)}/{total} -> " if before else ""
-            self.rich.print(f"  {name}: {was}{now}", markup=False)
+            was, now = getattr(before, count), getattr(after, count)
+            self.rich.print(f"  {name}: {was}/{total} before, {now}/{total} after", markup=False)
 
 
 def figures(metrics: StepMetrics) -> str:

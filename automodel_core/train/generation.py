@@ -81,6 +81,11 @@ def answer_all(
         ):
             texts[index] = tokenizer.decode(new_ids, skip_special_tokens=True).strip()
     model.train(was_training)
+    return scored(texts, questions)
+
+
+def scored(texts: list[str], questions: Sequence[Question]) -> Answers:
+    """Count the answers that are the reference, and those that contain it."""
     pairs = [(text, q.reference) for text, q in zip(texts, questions, strict=True)]
     return Answers(
         texts=texts,
