@@ -10,7 +10,8 @@ from typing import Any
 import attrs
 import torch
 
-from automodel_core.config.schema import DataLoader, RunConfig
+from automodel_core.config.schema import DataLoader, RunConfig, StepScheduler
+from automodel_core.errors import UserError
 from automodel_core.protocols import Batch, Dataset
 from automodel_core.targets import Targets
 from automodel_core.train.order import Cursor, EpochBatches, Layout, epoch_order
@@ -35,6 +36,27 @@ def loader_maker(
         return make(dataset, batch_sampler=batches, collate_fn=collate, generator=generator)
 
     return loader
+
+
+def plan_layout(scheduler: StepScheduler, micro_batch: int, ranks: int = 1) -> Layout:
+    """How a step's samples are spread: by grad_acc_steps, or so that global_batch_size is kept.
+
+    Raises:
+        UserError: The three numbers don't fit together; the arithmetic is shown.
+    """
+    wanted, accumulation = scheduler.global_batch_size, scheduler.grad_acc_steps
+    if wanted is None:
+        return Layout(micro_batch, accumulation or 1, ranks)
+    per_round = micro_batch * ranks
+    if wanted % per_round or accumulation not in (None, wanted // per_round):
+        times = f" x {accumulation} grad_acc_steps" if accumulation else ""
+        raise UserError(
+            f"global_batch_size is {wanted}, but batch_size {micro_batch} x {ranks} rank(s){times} "
+            f"makes {per_round * (accumulation or 1)}.",
+            fix=f"write a multiple of {per_round}, and leave grad_acc_steps out",
+            path=("step_scheduler", "global_batch_size"),
+        )
+    return Layout(micro_batch, wanted // per_round, ranks)
 
 
 @attrs.define
@@ -66,7 +88,7 @@ class TrainingData:
         return cls(
             dataset=dataset,
             make_loader=loader_maker(targets, section, dataset, supplied),
-            layout=Layout(section.batch_size, config.step_scheduler.grad_acc_steps or 1),
+            layout=plan_layout(config.step_scheduler, section.batch_size),
             seed=config.rng.seed,
             shuffle=section.shuffle,
         )

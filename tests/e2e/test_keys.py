@@ -29,6 +29,14 @@ def test_step_scheduler_grad_acc_steps(automodel):
     assert one.losses == pytest.approx(two.losses, rel=1e-6)
 
 
+def test_step_scheduler_global_batch_size(automodel):
+    run = automodel({"step_scheduler": {"global_batch_size": 8}, "dataloader": {"batch_size": 2}})
+    assert [step["epoch"] for step in run.steps] == [0, 0, 1, 1], "two groups of 8 samples"
+    refused = automodel({"step_scheduler": {"global_batch_size": 6}}, folder="refused")
+    assert refused.code == 2
+    assert "global_batch_size is 6" in refused.out
+
+
 def test_step_scheduler_max_steps(automodel):
     run = automodel({"step_scheduler": {"max_steps": 6}})
     assert [step["step"] for step in run.steps] == [1, 2, 3, 4, 5, 6]
