@@ -75,7 +75,9 @@ def read_csv(path: Path) -> Iterator[Row]:
                 if None in values:
                     raise UserError(f"{place} has more fields than the header.")
                 yield Row(values, place)
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError:
+            raise not_utf8(path) from None
+        except csv.Error as error:
             raise UserError(f"{path}:{reader.line_num + 1} is not valid CSV: {error}.") from None
 
 
@@ -106,9 +108,8 @@ def parse_json(content: bytes, path: Path, line: int = 1) -> Any:
     """
     try:
         return json.loads(content)
-    except UnicodeDecodeError as error:
-        bad_line = line + content[: error.start].count(b"\n")
-        raise UserError(f"{path}:{bad_line} is not UTF-8 text.", fix="save it as UTF-8") from None
+    except UnicodeDecodeError:
+        raise not_utf8(path) from None
     except json.JSONDecodeError as error:
         bad_line = line + error.lineno - 1
         raise UserError(
@@ -116,6 +117,13 @@ def parse_json(content: bytes, path: Path, line: int = 1) -> Any:
         ) from None
     except RecursionError:
         raise UserError(f"{path}:{line} is JSON nested too deeply to be read.") from None
+
+
+def not_utf8(path: Path) -> UserError:
+    """Names the first line that isn't UTF-8 (a decoder that reads ahead doesn't know it)."""
+    before, _, _ = path.read_bytes().decode(errors="replace").partition("\ufffd")
+    line = before.count("\n") + 1
+    return UserError(f"{path}:{line} is not UTF-8 text.", fix="save the file as UTF-8")
 
 
 def as_row(value: Any, place: str) -> Row:
