@@ -18,7 +18,7 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedModel
 
 from automodel_core.config.schema import RunConfig, Target
-from automodel_core.errors import UserError
+from automodel_core.errors import SavedAfterSignal, UserError
 from automodel_core.protocols import Dataset, ModelSource
 from automodel_core.train.checkpoint import (
     CheckpointWriter,
@@ -53,6 +53,7 @@ from automodel_core.train.run_folder import (
 )
 from automodel_core.train.schedule import Horizon, check_schedule, plan_horizon
 from automodel_core.train.state import load_training_state
+from automodel_core.train.status import State, Status, write_status
 from automodel_core.train.step import Objective
 from automodel_core.train.summary import print_plan, print_summary
 
@@ -100,7 +101,7 @@ def fine_tune(config: RunConfig, context: RunContext) -> Path:
                 "Raise max_steps or num_epochs to go on, or pass --fresh to start again."
             )
             return folder
-        with observed(run):
+        with observed(run, context.command):
             print_plan(console, run, prepared.source)
             before = answers_before(run, prepared.questions)
             train(run)
@@ -113,17 +114,25 @@ def fine_tune(config: RunConfig, context: RunContext) -> Path:
 
 
 @contextlib.contextmanager
-def observed(run: Run) -> Iterator[None]:
-    """Tell the observers when training begins and how it ends."""
+def observed(run: Run, command: str) -> Iterator[None]:
+    """Tell the observers, and whoever looks at the folder, that the run began and how it ended."""
     hooks, folder = run.hooks, run.folder
     hooks.automodel_model_built(folder=folder, model=run.model)
     total = run.horizon.total_steps
+
+    def note(state: State, reason: str = "") -> None:
+        write_status(folder, Status(state, run.step, total, command, reason))
+
+    note("running")
     hooks.automodel_run_start(folder=folder, config=run.config, step=run.step, total_steps=total)
     try:
         yield
     except BaseException as error:
+        stopped = isinstance(error, SavedAfterSignal | KeyboardInterrupt)
+        note("stopped" if stopped else "failed", str(error).partition("\n")[0])
         hooks.automodel_exception(folder=folder, step=run.step, error=error)
         raise
+    note("finished")
     hooks.automodel_run_end(folder=folder, step=run.step)
 
 

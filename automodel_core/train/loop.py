@@ -19,7 +19,8 @@ from automodel_core.train.checkpoint import CheckpointWriter
 from automodel_core.train.console import Console
 from automodel_core.train.data import TrainingData, ValidationData
 from automodel_core.train.guards import Guards
-from automodel_core.train.metrics import JsonLines, StepMetrics, peak_memory_gib
+from automodel_core.train.jsonl import JsonLines
+from automodel_core.train.metrics import StepMetrics, peak_memory_gib
 from automodel_core.train.schedule import Horizon, learning_rate
 from automodel_core.train.signals import stop_on_signals
 from automodel_core.train.state import (

@@ -88,6 +88,18 @@ def locked(folder: Path):
         yield
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a run holds the folder at this moment."""
+    if fcntl is None or not (folder / "run.lock").exists():
+        return False
+    with (folder / "run.lock").open("r") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def check_disk_space(folder: Path, needed: int, what: str) -> None:
     """Refuse a run whose checkpoints cannot fit.
 
