@@ -35,7 +35,7 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.source = tokenizer.get_chat_template()
         self.marked = GENERATION_MARKER.search(self.source) is not None
-        self.end_of_turn = re.compile(rf"\s*(?:{'|'.join(map(re.escape, ends(tokenizer)))})")
+        self.end_of_turn = end_of_turn(tokenizer)
 
     def supervised(self, messages: Sequence[Message]) -> SupervisedText:
         """The conversation as text; each assistant message and its end-of-turn token supervised.
@@ -56,20 +56,22 @@ class ChatTemplate:
         ]
         return self._ended(text, spans)
 
-    def _ended(self, text: str, spans: list[Span]) -> SupervisedText:
+    def _ended(self, text: str, spans: Sequence[Span]) -> SupervisedText:
         """Each span with its end-of-turn token; EOS where a template ends the last one with none.
 
         White space between is supervised too: the model has to write it to reach the end.
         """
-        ended = []
-        for start, stop in spans:
-            end_of_turn = self.end_of_turn.match(text, stop)
-            ended.append((start, end_of_turn.end() if end_of_turn else stop))
+        ended = [(start, self._end_of_turn(text, stop)) for start, stop in spans]
+        eos = self.tokenizer.eos_token_id
         bare = bool(spans) and ended[-1] == spans[-1] and not text[spans[-1][1] :].strip()
-        if not bare or self.tokenizer.eos_token_id is None:
+        if not bare or eos is None:
             return SupervisedText(text, ended)
-        ended[-1] = (ended[-1][0], len(text))
-        return SupervisedText(text, ended, after=[self.tokenizer.eos_token_id])
+        return SupervisedText(text, [*ended[:-1], (spans[-1][0], len(text))], after=[eos])
+
+    def _end_of_turn(self, text: str, stop: int) -> int:
+        """Just after the token that ends the turn whose words end at `stop`, or there if none."""
+        found = self.end_of_turn.match(text, stop)
+        return found.end() if found else stop
 
     def _span(self, text: str, messages: Sequence[Message], index: int) -> Span:
         """Where the content of message `index` stands in `text`."""
@@ -106,11 +108,12 @@ class ChatTemplate:
             raise refused(error) from None
 
 
-def ends(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The tokens that may end a turn: EOS and all other special ones, longest first."""
-    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """What ends a turn: the first token after it, if that is EOS or another special one."""
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     special |= {tokenizer.eos_token} if tokenizer.eos_token else set()
-    return sorted(special, key=len, reverse=True)
+    longest_first = sorted(special, key=len, reverse=True)
+    return re.compile(rf"\s*(?:{'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def refused(error: jinja2.TemplateError) -> UserError:

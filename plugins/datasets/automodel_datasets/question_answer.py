@@ -81,12 +81,12 @@ def question_answer_dataset(
             too_long += fitting is None
             cut += fitting is not None and fitting is not tokens
             samples += [fitting] if fitting else []
-    notes = (
-        (unanswered, "rows without an answer were left out."),
-        (cut, f"contexts were cut to keep within max_length, {limit} tokens."),
-        (too_long, f"rows were left out: longer than {limit} tokens even without a context."),
-    )
-    return QuestionAnswerDataset(samples, [f"{count} {text}" for count, text in notes if count])
+    counts = {
+        "Rows left out because they have no answer": unanswered,
+        f"Contexts cut to keep within max_length, {limit} tokens": cut,
+        f"Rows left out because even without a context they exceed {limit} tokens": too_long,
+    }
+    return QuestionAnswerDataset(samples, [f"{what}: {n}." for what, n in counts.items() if n])
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase) -> Format:

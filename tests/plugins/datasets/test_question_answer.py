@@ -103,9 +103,9 @@ def test_what_was_cut_and_left_out_is_counted():
     dataset = build([RIVER, long_answer, unanswered], max_length=60)
     assert len(dataset) == 1
     assert dataset.notes == [
-        "1 rows without an answer were left out.",
-        "1 contexts were cut to keep within max_length, 60 tokens.",
-        "1 rows were left out: longer than 60 tokens even without a context.",
+        "Rows left out because they have no answer: 1.",
+        "Contexts cut to keep within max_length, 60 tokens: 1.",
+        "Rows left out because even without a context they exceed 60 tokens: 1.",
     ]
 
 

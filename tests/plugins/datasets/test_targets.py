@@ -52,7 +52,7 @@ def test_squad_leaves_out_and_counts_what_has_no_answer(tmp_path):
     unanswerable = SQUAD_ROW | {"answers": {"text": [], "answer_start": []}}
     dataset = squad(tmp_path, SQUAD_ROW, unanswerable)
     assert len(dataset) == 1
-    assert dataset.notes == ["1 rows without an answer were left out."]
+    assert dataset.notes == ["Rows left out because they have no answer: 1."]
 
 
 @pytest.mark.parametrize("answers", ["the old town", {"text": "the old town"}, {"text": [3]}, None])
