@@ -7,6 +7,8 @@ a float; and an annotation that isn't understood accepts everything.
 from __future__ import annotations
 
 import ast
+import functools
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -73,8 +75,17 @@ def readable(annotation: str) -> str:
 
 
 class _Shorten(ast.NodeTransformer):
+    """`typing.Optional[...]` -> `Optional[...]`, and `Literal["a", "b"]` -> `'a' | 'b'`."""
+
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         return ast.Name(node.attr)
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        node = typing.cast(ast.Subscript, self.generic_visit(node))
+        if dotted_text(node.value) != "Literal":
+            return node
+        choices = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        return functools.reduce(lambda left, right: ast.BinOp(left, ast.BitOr(), right), choices)
 
 
 def _scope(module: Module | None) -> Scope:

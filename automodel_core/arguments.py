@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import attrs
@@ -75,12 +75,26 @@ def engine_given(signature: Signature, slot: Slot | None) -> frozenset[str]:
 def _judge_value(
     parameter: Parameter, value: Any, path: ConfigPath, signature: Signature
 ) -> Iterator[Finding]:
-    if not fits(value, parameter.annotation, parameter.default, signature.module):
-        yield Finding(
-            path,
-            f"`{parameter.name}` takes {readable(parameter.annotation or '')}, not {shown(value)}.",
-            first_sentence(parameter.doc),
-        )
+    def accepts(candidate: Any) -> bool:
+        return fits(candidate, parameter.annotation, parameter.default, signature.module)
+
+    if not accepts(value):
+        wanted = readable(parameter.annotation or "")
+        # Never the value itself: it may have come from the environment.
+        message = f"`{parameter.name}` takes {wanted}, not {kind_of(value)}."
+        yield Finding(path, message, _other_quotes(value, accepts) or first_sentence(parameter.doc))
+
+
+def _other_quotes(value: Any, accepts: Callable[[Any], bool]) -> str:
+    """The advice to write the same without quotes, or in quotes, if that would do."""
+    if isinstance(value, int | float) and accepts(str(value)):
+        return "write it in quotes"
+    if isinstance(value, str):
+        from automodel_core.config.scalars import plain_scalar
+
+        bare = plain_scalar(value)
+        return "write it without quotes" if bare != value and accepts(bare) else ""
+    return ""
 
 
 def _unknown(
@@ -92,13 +106,12 @@ def _unknown(
     return Finding(path, f"`{target.name}` takes no argument `{name}`.", hint, on="key")
 
 
-def shown(value: Any) -> str:
-    """A YAML value as people speak of it."""
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, str):
-        return f'the text "{value}"'
-    return str(value).lower() if value is None or isinstance(value, bool) else repr(value)
+def kind_of(value: Any) -> str:
+    """What a YAML value is, without saying it."""
+    if value is None:
+        return "none"
+    names = {bool: "boolean", int: "number", float: "number", str: "text", list: "list"}
+    return f"this {names.get(type(value), 'mapping')}"
 
 
 def remote_code(path: ConfigPath, value: Any) -> Iterator[Finding]:

@@ -169,10 +169,10 @@ def each_target(section: Any, slot: Slot | None = None) -> Iterator[tuple[Target
             yield from each_target(getattr(section, field.name), field.metadata.get("slot"))
     elif isinstance(section, Mapping):
         for value in section.values():
-            yield from each_target(value)
+            yield from each_target(value, slot)
     elif isinstance(section, list | tuple):
         for value in section:
-            yield from each_target(value)
+            yield from each_target(value, slot)
 
 
 @contextmanager

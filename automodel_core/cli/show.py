@@ -14,6 +14,7 @@ import click
 from automodel_core.annotations import readable
 from automodel_core.arguments import engine_given
 from automodel_core.config.schema import RunConfig, Slot
+from automodel_core.config.structure import target_field
 from automodel_core.docstrings import without_arguments
 from automodel_core.errors import DONE
 from automodel_core.protocols import SUPPLIED
@@ -77,10 +78,11 @@ def show_arguments(own: Sequence[Parameter], signature: Signature, given: frozen
 
 def place_of(kind: str, schema: type = RunConfig) -> tuple[tuple[str, ...], Slot | None]:
     """The section of the YAML file that takes a target of this kind, and its slot."""
+    host = target_field(schema)
     for field in attrs.fields(attrs.resolve_types(schema)):
         slot = field.metadata.get("slot")
         if slot and slot.kind == kind:
-            return (field.name,), slot
+            return (() if field.name == host else (field.name,)), slot
         if attrs.has(field.type) and not slot:
             inner, slot = place_of(kind, field.type)
             if slot:

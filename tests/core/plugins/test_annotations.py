@@ -53,6 +53,7 @@ def test_what_yaml_cannot_write_is_not_judged():
 def test_people_read_annotations_without_module_names():
     assert readable("typing.Optional[collections.abc.Sequence[str]]") == "Optional[Sequence[str]]"
     assert readable("'int | None'") == "int | None"
+    assert readable("typing.Literal['a', 'b'] | None") == "'a' | 'b' | None"
 
 
 @pytest.mark.parametrize(

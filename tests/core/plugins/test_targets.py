@@ -6,7 +6,7 @@ import sys
 import attrs
 import pytest
 
-from automodel_core.config.schema import DataLoader, RunConfig, Slot, StepScheduler, Target
+from automodel_core.config.schema import DataLoader, RunConfig, Slot, Target
 from automodel_core.errors import UserError
 from automodel_core.registry import Registry
 from automodel_core.targets import Targets
@@ -53,12 +53,15 @@ def section(**arguments):
         ({"path": "x", "zzz": 3}, ("zzz",), "`mine` takes no argument `zzz`.",
          "it takes: path, tokenizer, limit, pair, child, seed", "key"),
         ({}, (), "`mine` needs `path`.", "Where the rows are.", "key"),
-        ({"path": 3}, ("path",), "`path` takes str, not 3.", "Where the rows are.", "value"),
-        ({"path": "x", "limit": "4"}, ("limit",), '`limit` takes int | None, not the text "4".', "",
+        ({"path": 3}, ("path",), "`path` takes str, not this number.", "write it in quotes",
          "value"),
-        ({"path": "x", "limit": True}, ("limit",), "`limit` takes int | None, not true.", "",
+        ({"path": ["x"]}, ("path",), "`path` takes str, not this list.", "Where the rows are.",
          "value"),
-        ({"path": "x", "pair": [1]}, ("pair",), "`pair` takes tuple[int, int], not [1].", "",
+        ({"path": "x", "limit": "4"}, ("limit",), "`limit` takes int | None, not this text.",
+         "write it without quotes", "value"),
+        ({"path": "x", "limit": True}, ("limit",), "`limit` takes int | None, not this boolean.",
+         "", "value"),
+        ({"path": "x", "pair": [1]}, ("pair",), "`pair` takes tuple[int, int], not this list.", "",
          "value"),
     ],
 )  # fmt: skip
@@ -92,7 +95,8 @@ def test_betas_on_sgd_and_a_learning_rate_as_text(check):
     (finding,) = check("torch.optim.SGD", OPTIMIZER, betas=[0.9, 0.95])
     assert finding.message == "`torch.optim.SGD` takes no argument `betas`."
     (finding,) = check("adamw", OPTIMIZER, lr="1e-5")
-    assert finding.message == '`lr` takes float | Tensor, not the text "1e-5".'
+    assert finding.message == "`lr` takes float | Tensor, not this text."
+    assert finding.hint == "write it without quotes"
 
 
 def test_a_target_that_takes_anything_is_left_alone(install, check):
@@ -101,19 +105,18 @@ def test_a_target_that_takes_anything_is_left_alone(install, check):
 
 
 def run_config(**changes):
-    config = RunConfig(
-        model=Target("transformers.LlamaConfig", None, {}, ("model",)),
-        dataset=section(path="x"),
-        step_scheduler=StepScheduler(),
-        dataloader=DataLoader(
+    """A configuration as the structure layer makes it; sections without targets are left out."""
+    sections = dict.fromkeys(attrs.fields_dict(RunConfig)) | {
+        "model": Target("transformers.LlamaConfig", None, {}, ("model",)),
+        "dataset": section(path="x"),
+        "dataloader": DataLoader(
             loader=Target("stateful", "dataloaders", {}, ("dataloader",), "partial"),
             collate_fn=Target("torch.nn.Identity", None, {}, ("dataloader", "collate_fn")),
         ),
-        optimizer=Target("adamw", "optimizers", {}, ("optimizer",), "partial"),
-        loss_fn=Target("torch.nn.CrossEntropyLoss", None, {}, ("loss_fn",)),
-        rng=None,
-    )
-    return attrs.evolve(config, **changes)
+        "optimizer": Target("adamw", "optimizers", {}, ("optimizer",), "partial"),
+        "loss_fn": Target("torch.nn.CrossEntropyLoss", None, {}, ("loss_fn",)),
+    }
+    return RunConfig(**(sections | changes))
 
 
 def test_a_whole_configuration_is_searched_nested_targets_and_lists_too(targets):
@@ -122,11 +125,17 @@ def test_a_whole_configuration_is_searched_nested_targets_and_lists_too(targets)
     config = run_config(dataset=section(path="x", child=[1, {"b": deep}]))
     (finding,) = targets.check(config)
     assert finding.path == ("dataset", "child", 1, "b", "_target_")
-    loader = Target("stateful", "dataloaders", {"batch_size": 3}, ("dataloader",), "partial")
+    loader = Target("stateful", "dataloaders", {"generator": 3}, ("dataloader",), "partial")
     (finding,) = targets.check(run_config(dataloader=DataLoader(loader=loader, collate_fn=deep)))[
         :1
     ]
-    assert finding.message == "The engine sets `batch_size` itself."
+    assert finding.message == "The engine sets `generator` itself."
+
+
+def test_the_sets_of_a_named_mapping_keep_their_slot(targets):
+    sets = {"one": section(path="x"), "two": attrs.evolve(section(path="x"), name="masked_ce")}
+    (finding,) = targets.check(run_config(validation_dataset=sets))
+    assert finding.message == "`masked_ce` is a loss, not a dataset."
 
 
 def test_all_findings_come_at_once(targets):
