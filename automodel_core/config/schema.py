@@ -18,6 +18,9 @@ from automodel_core.errors import ConfigPath
 Use = Literal["call", "partial", "reference"]
 
 
+LLM_TARGET = "nemo_automodel.NeMoAutoModelForCausalLM.from_pretrained"
+
+
 @attrs.frozen
 class Target:
     """What a `_target_` section asks for: a name and the arguments written beside it.
@@ -41,19 +44,21 @@ class Slot:
         use: What the engine does with it.
         given: Parameters that the engine passes and the YAML may not set.
         default: The `_target_` of a section that has none; None if it must have one.
+        example: What to suggest where one is missing.
     """
 
     kind: str
     use: Use = "call"
     given: tuple[str, ...] = ()
     default: str | None = None
+    example: str = ""
 
 
 def key(
     doc: str,
     *,
     default: Any = attrs.NOTHING,
-    factory: Any = None,
+    required: bool = False,
     secret: bool = False,
     pending: str | None = None,
     slot: Slot | None = None,
@@ -63,8 +68,9 @@ def key(
 
     Args:
         doc: One sentence for the reference and for error messages.
-        default: Its value when the YAML leaves it out.
-        factory: Makes the default, for mutable ones.
+        default: Its value when the YAML leaves it out. A section without one is then built from the
+            defaults of its own keys, and a target from its slot's default name.
+        required: The YAML may not leave it out.
         secret: Its value is never printed or saved.
         pending: Not available yet; the text says what to do meanwhile. Values that mean "off"
             (false, none, 0, the default) are accepted.
@@ -73,13 +79,12 @@ def key(
     """
     metadata = {
         "doc": doc,
+        "required": required,
         "secret": secret,
         "pending": pending,
         "slot": slot,
         "at_least": at_least,
     }
-    if factory is not None:
-        return attrs.field(factory=factory, metadata=metadata)
     return attrs.field(default=default, metadata=metadata)
 
 
@@ -123,7 +128,7 @@ class DataLoader:
         slot=Slot(
             "dataloaders",
             use="partial",
-            given=("dataset", "sampler", "batch_sampler", "batch_size", "shuffle", "drop_last"),
+            given=("dataset", "sampler", "batch_sampler", "drop_last", "generator"),
             default="stateful",
         ),
     )
@@ -267,7 +272,7 @@ class PackedSequence:
 class PreProcessor:
     """Where a tokenizer or processor comes from, when it is not the model's own."""
 
-    pretrained_model_name_or_path: str = key("Hub repository or local folder.")
+    pretrained_model_name_or_path: str = key("Hub repository or local folder.", required=True)
     revision: str | None = key("Branch, tag or commit on the Hub.", default=None)
 
 
@@ -277,7 +282,8 @@ class GenerationEval:
 
     dataset: Target = key(
         "Held-out samples; the prompt is what comes before the first supervised token.",
-        slot=Slot("datasets"),
+        required=True,
+        slot=Slot("datasets", example="squad"),
     )
     num_samples: int = key("Answers to print side by side.", default=5, at_least=0)
     max_new_tokens: int = key("Longest answer, in tokens.", default=64, at_least=1)
@@ -318,9 +324,13 @@ class Slurm:
 class RunConfig:
     """A whole run. `model`, `dataset` and `step_scheduler` are required."""
 
-    model: Target = key("The model to tune.", slot=Slot("models"))
-    dataset: Target = key("The training data.", slot=Slot("datasets"))
-    step_scheduler: StepScheduler = key("How long to train.")
+    model: Target = key(
+        "The model to tune.", required=True, slot=Slot("models", example=LLM_TARGET)
+    )
+    dataset: Target = key(
+        "The training data.", required=True, slot=Slot("datasets", example="squad")
+    )
+    step_scheduler: StepScheduler = key("How long to train.", required=True)
     recipe: str | None = key(
         "Accepted for files written for NeMo Automodel; fine-tuning is the only recipe.",
         default=None,
@@ -328,12 +338,12 @@ class RunConfig:
     validation_dataset: Target | dict[str, Target] | None = key(
         "Held-out data for the validation loss: one set, or a mapping of names to sets.",
         default=None,
-        slot=Slot("datasets"),
+        slot=Slot("datasets", example="squad"),
     )
     early_stopping: EarlyStopping | None = key(
         "Ends a run that no longer gets better.", default=None
     )
-    dataloader: DataLoader = key("Micro-batches for training.", factory=DataLoader)
+    dataloader: DataLoader = key("Micro-batches for training.")
     validation_dataloader: DataLoader | None = key(
         "Micro-batches for validation; what it leaves out is taken from dataloader.", default=None
     )
@@ -341,7 +351,7 @@ class RunConfig:
         "The optimizer.",
         slot=Slot("optimizers", use="partial", given=("params",), default="adamw"),
     )
-    lr_scheduler: LRScheduler = key("The learning rate over the run.", factory=LRScheduler)
+    lr_scheduler: LRScheduler = key("The learning rate over the run.")
     loss_fn: Target = key("The loss.", slot=Slot("losses", default="masked_ce"))
     clip_grad_norm: float | None = key(
         "Largest gradient norm; none does not clip.", default=1.0, at_least=0.0
@@ -352,17 +362,19 @@ class RunConfig:
     tokenizer: PreProcessor | None = key("Another tokenizer than the model's own.", default=None)
     processor: PreProcessor | None = key("Another processor than the model's own.", default=None)
     distributed: Target | None = key(
-        "How the run is spread over devices.", default=None, slot=Slot("distributed")
+        "How the run is spread over devices.",
+        default=None,
+        slot=Slot("distributed", example="fsdp2"),
     )
-    dist_env: DistEnv = key("The process group.", factory=DistEnv)
-    rng: Rng = key("Randomness.", factory=Rng)
-    checkpoint: Checkpoint = key("Saving.", factory=Checkpoint)
-    guards: GuardSettings = key("Faults to look for while training.", factory=GuardSettings)
+    dist_env: DistEnv = key("The process group.")
+    rng: Rng = key("Randomness.")
+    checkpoint: Checkpoint = key("Saving.")
+    guards: GuardSettings = key("Faults to look for while training.")
     generation_eval: GenerationEval | None = key("Answers before and after training.", default=None)
     peft: Target | None = key(
         "Adapters instead of full fine-tuning.",
         default=None,
-        slot=Slot("peft"),
+        slot=Slot("peft", example="lora"),
         pending="adapters; leave the section out to tune all weights",
     )
     freeze_config: FreezeConfig | None = key(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import attrs
+
+from automodel_core.config.effective import to_yaml
+from automodel_core.errors import ConfigPath
 
 if TYPE_CHECKING:
     import pluggy
@@ -19,22 +23,29 @@ class RunContext:
     Attributes:
         targets: Resolves and builds the `_target_` sections under the reader's trust policy.
         hooks: The observers of installed packages.
-        effective_yaml: The configuration as it is saved beside the run: defaults filled in,
-            secrets as placeholders.
+        effective: The configuration as it is saved beside the run, a plain tree: defaults filled
+            in, secrets as placeholders.
         resume: "latest", "none", or the path of a checkpoint.
+        resume_override: Whether the rest of a resumed run may train differently.
         fresh: Start a new folder beside `checkpoint_dir` if that one holds a run already.
         verbosity: -1 quiet, 0 normal, 1 and more verbose.
-        command: The command line that started this run, for the closing hints.
+        command: The command that goes on with this run.
         place: Called with a config path; returns where that value was written, if anywhere.
-        provenance: What else the run folder records, such as the allowed prefixes.
+        allowed: What the reader let the YAML name, and where; the run folder records it.
     """
 
     targets: Targets
     hooks: pluggy.HookRelay
-    effective_yaml: str
+    effective: dict[str, Any]
     resume: str = "latest"
+    resume_override: bool = False
     fresh: bool = False
     verbosity: int = 0
     command: str = "automodel run"
-    place: Any = None
-    provenance: dict[str, Any] = attrs.field(factory=dict)
+    place: Callable[[ConfigPath], Any] = lambda path: None
+    allowed: list[dict[str, str]] = attrs.field(factory=list)
+
+    @property
+    def effective_yaml(self) -> str:
+        """The effective configuration as the run folder holds it."""
+        return to_yaml(self.effective)

@@ -189,8 +189,8 @@ CONTINENTS = {
 # a country's name and place, so that learning them from some countries helps with the others.
 QUESTIONS: dict[str, Callable[[Country], str]] = {
     "Which continent is {name} in?": lambda country: CONTINENTS.get(country["continentcode"], ""),
+    "What is the currency of {name}?": lambda country: country["currencyname"],
     "What is the internet domain of {name}?": lambda country: country["tld"],
-    "What is the currency code of {name}?": lambda country: country["currencycode"],
 }
 
 NEED_ARTICLE = {
@@ -238,7 +238,7 @@ def countries(least_population: int = 100_000) -> Iterator[Country]:
 
 def split_of(country: Country) -> str:
     """Decided by the country's code alone, so that all questions about it fall into one split."""
-    bucket = hashlib.sha256(country["iso"].encode()).digest()[0] % 20
+    bucket = hashlib.sha256(country["iso3"].encode()).digest()[0] % 20
     return "test" if bucket < 3 else "validation" if bucket < 5 else "train"
 
 

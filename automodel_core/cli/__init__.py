@@ -1,0 +1,113 @@
+"""The command line. A command is a module that is imported when called: `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from automodel_core.config.report import ConfigError, render, render_user_error
+from automodel_core.errors import BAD_INPUT, FAILED, INTERRUPTED, UserError
+
+# Command -> what it does and where it is: `module:function`.
+COMMANDS = {
+    "run": ("Train: one process, or inside a launcher that started this one.", "run:run"),
+    "validate": (
+        "Check a configuration: every mistake at once, with its line.",
+        "validate:validate",
+    ),
+    "explain": (
+        "Print the effective configuration and where each value came from.",
+        "explain:explain",
+    ),
+    "list-plugins": ("What is installed, by whom, in what state.", "list_plugins:list_plugins"),
+    "show": ("One plugin: signature, documentation, an example block.", "show:show"),
+    "runs": ("The runs in a folder, how far each has come, how to go on.", "runs:runs"),
+    "diff": ("Why two runs are not the same.", "diff:diff"),
+}
+
+EPILOG = """\b
+Exit codes:
+  0   done
+  1   failed while running, or a bug
+  2   bad input; nothing was started
+  3   a guard stopped the run
+  75  saved after a signal; run the same command again to go on
+  130 interrupted a second time
+\b
+Environment:
+  AUTOMODEL_ALLOW            names that a YAML file may use besides the installed plugins
+  AUTOMODEL_DISABLE_PLUGINS  plugins to leave out, separated by commas
+"""
+
+
+class Commands(click.Group):
+    """Knows the commands by name alone, and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[name][1].partition(":")
+        return getattr(importlib.import_module(f"automodel_core.cli.{module}"), function)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (about, _) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
+        if args[0] not in COMMANDS and (right := meant(args)):
+            raise UserError(f"`{args[0]}` is not a command.", fix=f"write: {right}")
+        return super().resolve_command(ctx, args)
+
+
+def meant(arguments: Sequence[str]) -> str | None:
+    """The command that somebody meant who left it out or knows another program's."""
+    words = [each for each in arguments if each not in ("finetune", "pretrain", "llm", "vlm")]
+    words = [each for each in words if each not in ("-c", "--config")]
+    if words and words[0].endswith((".yaml", ".yml")):
+        return f"automodel run {' '.join(words)}"
+    return None
+
+
+@click.group(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="automodel-core", prog_name="automodel")
+def cli() -> None:
+    """Fine-tune Hugging Face models from one YAML file."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    # Threads that spin while they wait cost ten times the work on a busy machine. OpenMP reads
+    # this when torch is imported, which is later than here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        code = cli.main(arguments and list(arguments), prog_name="automodel", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return BAD_INPUT
+    except ConfigError as error:
+        click.echo(render(error.problems), err=True)
+        return BAD_INPUT
+    except UserError as error:
+        click.echo(render_user_error(error, lambda path: None), err=True)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        click.echo("Interrupted.", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stdout = None  # whoever read us has gone; nothing is left to flush
+        return FAILED
+
+
+def script() -> None:
+    """The console script."""
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,105 @@
+"""`automodel run`: from a configuration to a trained model."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+
+import attrs
+import click
+
+from automodel_core.cli.loading import Loaded, as_problems, load
+from automodel_core.cli.options import OVERRIDES, allowing, words
+from automodel_core.config.effective import effective_tree
+from automodel_core.config.report import ConfigError, render, render_user_error
+from automodel_core.config.schema import RunConfig
+from automodel_core.errors import DONE, FAILED, INTERRUPTED, GuardStop, SavedAfterSignal, UserError
+
+
+@click.command("run", context_settings=OVERRIDES)
+@words
+@allowing
+@click.option(
+    "--resume",
+    default="latest",
+    show_default=True,
+    metavar="PATH|latest|none",
+    help="The checkpoint to go on from.",
+)
+@click.option("--resume-override", is_flag=True, help="Go on with another lr, schedule or batch.")
+@click.option("--fresh", is_flag=True, help="Start a new folder beside one that holds a run.")
+@click.option("-v", "--verbose", count=True, help="Print every step.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only what goes wrong.")
+def run(
+    words: tuple[str, ...],
+    allow: tuple[str, ...],
+    trust_remote_code: bool,
+    resume: str,
+    resume_override: bool,
+    fresh: bool,
+    verbose: int,
+    quiet: bool,
+) -> int:
+    """Train as FILES say, with overrides such as optimizer.lr=1e-5; later files win."""
+    loaded = load(words, allow=allow, remote_code=trust_remote_code, strict=True)
+    config = loaded.require()
+    for warning in loaded.problems:
+        click.echo(render([warning]), err=True)
+    check_by_importing(loaded, config)
+    from automodel_core.train.build import fine_tune  # imports torch
+    from automodel_core.train.context import RunContext
+
+    context = RunContext(
+        targets=loaded.targets,
+        hooks=observers(loaded, config),
+        effective=effective_tree(config, loaded.document),
+        resume=resume,
+        resume_override=resume_override,
+        fresh=fresh,
+        verbosity=-1 if quiet else verbose,
+        command=f"automodel run {' '.join(words)}",
+        place=loaded.document.wrote,
+        allowed=[attrs.asdict(each) for each in loaded.targets.trust.allowed],
+    )
+    return finished(lambda: fine_tune(config, context), loaded)
+
+
+def check_by_importing(loaded: Loaded, config: RunConfig) -> None:
+    """What only Python can tell, before weights are read."""
+    if problems := as_problems(loaded.document, loaded.targets.deep_check(config)):
+        raise ConfigError(problems)
+
+
+def observers(loaded: Loaded, config: RunConfig):
+    """The hooks of installed packages, after they had their say about the configuration."""
+    from automodel_core.hook_loading import load_hooks
+
+    hooks = load_hooks(loaded.registry)
+    found = hooks.automodel_configure(config=config, marks=loaded.document.values)
+    if problems := as_problems(loaded.document, [each for group in found for each in group]):
+        raise ConfigError(problems)
+    return hooks
+
+
+def finished(train: Callable[[], object], loaded: Loaded) -> int:
+    """Run `train` and turn how it ended into a screen and an exit code."""
+    try:
+        train()
+    except UserError as error:
+        click.echo(render_user_error(error, loaded.document.place), err=True)
+        return error.exit_code
+    except GuardStop as error:
+        click.echo(f"guard {error.guard}: {error.message}", err=True)
+        click.echo(f"    {error.fix}" if error.fix else "", err=True)
+        return error.exit_code
+    except SavedAfterSignal as error:
+        click.echo(error.message, err=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        click.echo("Interrupted again: this step is not saved.", err=True)
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc(file=sys.stderr)
+        return FAILED
+    return DONE
