@@ -13,6 +13,7 @@ from pathlib import Path
 from huggingface_hub import is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     HTTPError,  # the HTTP client's own: it also covers proxies and broken connections
     LocalEntryNotFoundError,
@@ -106,15 +107,25 @@ def explained(name: str, revision: str | None, argument: str) -> Iterator[None]:
 
 
 def unreachable(name: str, revision: str | None, argument: str, error: Exception) -> UserError:
-    """The Hub can't be asked, and the cache doesn't have what is needed."""
-    version = f"{name} at {revision}" if revision else name
+    """The Hub can't be asked, or won't answer, and the cache doesn't have what is needed."""
+    answered = isinstance(error, HfHubHTTPError)
+    cause = error if answered else error.__cause__ or error  # what made it look in the cache
+    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+    if status in (401, 403):
+        return UserError(
+            f"The Hub doesn't let your token read {name} (it answers {status}).",
+            fix="set HF_TOKEN to a token that may read it (https://huggingface.co/settings/tokens)",
+            argument=argument,
+        )
     if is_offline_mode():
-        why, fix = "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE once, or"
+        why, fix = "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE once"
+    elif status is not None:
+        why, fix = f"the Hub answers with error {status}", "try again later"
     else:
-        last_line = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        why, fix = f"the Hub can't be reached ({last_line[0]})", "go online once, or"
+        why, fix = f"the Hub can't be reached ({' '.join(str(cause).split())})", "go online once"
+    version = f"{name} at {revision}" if revision else name
     return UserError(
         f"{version} isn't wholly in the cache of this machine, and {why}.",
-        fix=f"{fix} run `hf download {name}` where there is a network and copy the cache",
+        fix=f"{fix}, or run `hf download {name}` where there is a network and copy the cache",
         argument=argument,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from automodel_core.errors import UserError
+from automodel_models.generation_config import make_savable
 from automodel_models.quiet import quiet_transformers
 from automodel_models.remote_code import HOW_TO_TRUST
 
@@ -95,11 +97,18 @@ def read_model(
                 output_loading_info=True,
                 **options,
             )
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"The weights of {name} hold Python objects, which are never unpickled.",
+            fix="use the same model in safetensors format",
+        ) from None
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"The weights of {name} can't be read: {said[:300]}") from error
     _check_report(name, report)
     _forget_quantizer(model)
+    with quiet_transformers():
+        make_savable(model.generation_config, name)
     model.config.name_or_path = model.name_or_path = name
     return model
 
