@@ -81,9 +81,12 @@ def read_signature(place: Place) -> Signature | None:
         signature = _function_signature(place, place.node)
     else:
         signature = None
-    if signature is None:
-        return None
-    docs = argument_docs(docstring(place))
+    return signature and documented(signature, docstring(place))
+
+
+def documented(signature: Signature, text: str) -> Signature:
+    """The signature with what a docstring says about each parameter."""
+    docs = argument_docs(text)
     parameters = (attrs.evolve(each, doc=docs.get(each.name, "")) for each in signature.parameters)
     return attrs.evolve(signature, parameters=tuple(parameters))
 

@@ -20,7 +20,7 @@ from automodel_core.config.schema import Slot, Target
 from automodel_core.errors import ConfigPath, UserError
 from automodel_core.registry import Registry, import_object
 from automodel_core.resolve import Resolved, resolve
-from automodel_core.signatures import Signature, live_signature
+from automodel_core.signatures import Signature, docstring, documented, live_signature
 from automodel_core.trust import Trust
 
 __all__ = ["Finding", "Targets"]
@@ -105,7 +105,11 @@ class Targets:
         except UserError as error:
             yield Finding.from_error(error, target.path)
             return
-        yield from self._judge(target, slot, live_signature(found))
+        signature = live_signature(found)
+        place = self.resolve(target).place
+        if signature and place:  # hints quote the documentation, which only sources have in full
+            signature = documented(signature, docstring(place))
+        yield from self._judge(target, slot, signature)
 
     def _judge(
         self, target: Target, slot: Slot | None, signature: Signature | None

@@ -122,8 +122,8 @@ def test_weights_as_pickle(attack, canary, hostile_model):
 def test_a_pickle_among_the_training_state(attack, canary, base_config, tmp_path):
     assert attack("run")[0] == 0
     (training,) = (tmp_path / "run").glob("epoch_*/training")
-    for file in training.iterdir():
-        if file.suffix != ".json":
+    for file in training.rglob("*"):
+        if file.is_file() and file.suffix != ".json":
             file.write_bytes(pickle.dumps(Bomb()))
     attack("run", step_scheduler={"max_steps": 8})
     assert not canary.exists()
