@@ -12,6 +12,7 @@ with the arguments of its YAML section:
     dataloaders    `automodel.dataloaders`   an iterable loader; called with the dataset first
     rng            `automodel.rng`           a StatefulRNG
     distributed    `automodel.distributed`   a parallel manager
+    loggers        `automodel.loggers`       a Logger
 
 A target that declares a parameter with one of the names in SUPPLIED, and whose YAML leaves it out,
 is given it by the engine.
@@ -145,3 +146,35 @@ class StatefulRNG(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Logger(Protocol):
+    """Takes the figures of a run somewhere, besides the `training.jsonl` that every run writes.
+
+    It is built before weights are read: what it lacks, such as a package or a login, it says there
+    by raising UserError. From `start` on it cannot harm the run: one that raises is dropped, with
+    one line in the log. It is told on rank 0 alone and must return soon.
+    """
+
+    def start(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
+        """Training begins, or goes on.
+
+        Args:
+            folder: The run folder, for what a resumed run must find again.
+            config: The effective configuration as a plain tree, secrets as placeholders.
+            step: Optimizer steps done before, by the run that this one resumes. Whatever was
+                logged after it will be logged again.
+        """
+        ...
+
+    def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """An optimizer step is done: what `training.jsonl` holds of it."""
+        ...
+
+    def log_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The validation sets have been gone through: what `validation.jsonl` holds of it."""
+        ...
+
+    def finish(self, state: Literal["finished", "stopped", "failed"]) -> None:
+        """The run is at its end; "stopped" is by a signal, and can be resumed."""
+        ...

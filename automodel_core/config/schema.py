@@ -292,13 +292,10 @@ class GenerationEval:
 
 @attrs.frozen(kw_only=True)
 class Wandb:
-    """Weights & Biases."""
+    """Weights & Biases. Other keys (project, entity, name, save_dir, mode) go to the logger."""
 
+    target: Target = key("The logger.", slot=Slot("loggers", given=("api_key",), default="wandb"))
     enable: bool = key("Log to Weights & Biases.", default=True)
-    project: str | None = key("Project name.", default=None)
-    entity: str | None = key("Team or user.", default=None)
-    name: str | None = key("Name of the run.", default=None)
-    save_dir: str | None = key("Folder for its files.", default=None)
     api_key: str | None = key("Used to log in, never saved.", default=None, secret=True)
 
 
@@ -383,8 +380,11 @@ class RunConfig:
         pending="freezing; leave the section out",
     )
     packed_sequence: PackedSequence | None = key("Sequence packing.", default=None)
-    wandb: Wandb | None = key(
-        "Log to Weights & Biases.", default=None, pending="W&B logging; leave the section out"
+    wandb: Wandb | None = key("Log to Weights & Biases.", default=None)
+    loggers: list[Target] = key(
+        "Where the figures of the run go besides its training.jsonl.",
+        default=attrs.Factory(list),
+        slot=Slot("loggers", given=("api_key",), example="tensorboard"),
     )
     slurm: Slurm | None = key(
         "Submit to Slurm.", default=None, pending="submission; start the run inside your own job"

@@ -38,6 +38,7 @@ from automodel_core.train.generation import (
 )
 from automodel_core.train.guards import Guards, LostUpdates, check_trainable
 from automodel_core.train.head import check_head, split_head
+from automodel_core.train.loggers import Loggers, build_loggers
 from automodel_core.train.loop import Run, restore, train
 from automodel_core.train.precision import PrecisionPlan, assert_precision, plan_precision
 from automodel_core.train.quiet import quiet_libraries
@@ -65,6 +66,7 @@ class Prepared:
     source: ModelSource
     tokenizer: Any
     supplied: dict[str, Any]
+    loggers: Loggers
     device: torch.device
     precision: PrecisionPlan
     data: TrainingData
@@ -125,14 +127,18 @@ def observed(run: Run, command: str) -> Iterator[None]:
 
     note("running")
     hooks.automodel_run_start(folder=folder, config=run.config, step=run.step, total_steps=total)
+    run.loggers.start(folder, run.step)
     try:
         yield
     except BaseException as error:
         stopped = isinstance(error, SavedAfterSignal | KeyboardInterrupt)
-        note("stopped" if stopped else "failed", str(error).partition("\n")[0])
+        state: State = "stopped" if stopped else "failed"
+        note(state, str(error).partition("\n")[0])
+        run.loggers.finish(state)
         hooks.automodel_exception(folder=folder, step=run.step, error=error)
         raise
     note("finished")
+    run.loggers.finish("finished")
     hooks.automodel_run_end(folder=folder, step=run.step)
 
 
@@ -165,6 +171,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
         "model_config": source.config,
         "seed": config.rng.seed,
     }
+    loggers = build_loggers(config, context, supplied)
     dataset = build_dataset(context, console, config.dataset, supplied)
     data = TrainingData.build(config, context.targets, dataset, supplied)
     horizon = plan_horizon(config.step_scheduler, data.steps_per_epoch)
@@ -185,6 +192,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
         source=source,
         tokenizer=tokenizer,
         supplied=supplied,
+        loggers=loggers,
         device=device,
         precision=precision,
         data=data,
@@ -300,6 +308,7 @@ def load(
         manifest={"model": prepared.source.name, "revision": prepared.source.revision},
         console=console,
         hooks=context.hooks,
+        loggers=prepared.loggers,
         model=model,
         tokenizer=prepared.tokenizer,
         objective=build_objective(config, context, prepared, model),

@@ -20,6 +20,7 @@ from automodel_core.train.console import Console
 from automodel_core.train.data import TrainingData, ValidationData
 from automodel_core.train.guards import Guards
 from automodel_core.train.jsonl import JsonLines
+from automodel_core.train.loggers import Loggers
 from automodel_core.train.metrics import StepMetrics, peak_memory_gib
 from automodel_core.train.schedule import Horizon, learning_rate
 from automodel_core.train.signals import stop_on_signals
@@ -57,6 +58,7 @@ class Run:
     manifest: dict[str, Any]
     console: Console
     hooks: pluggy.HookRelay
+    loggers: Loggers
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     objective: Objective
@@ -165,10 +167,11 @@ def measured(
 
 
 def report(run: Run, metrics: StepMetrics) -> None:
-    """To the log, the terminal and the observers."""
+    """To the log, the terminal, the loggers and the observers."""
     record = attrs.asdict(metrics)
     run.training_log.append(record)
     run.console.step(metrics)
+    run.loggers.log_step(run.step, record)
     run.hooks.automodel_step_end(folder=run.folder, step=run.step, metrics=record)
 
 
@@ -226,6 +229,7 @@ def validate(run: Run) -> None:
     run.seconds["validate"] += seconds
     record = {"step": run.step, **metrics, "seconds": seconds}
     run.validation_log.append(record)
+    run.loggers.log_validation(run.step, record)
     run.hooks.automodel_validation_end(folder=run.folder, step=run.step, metrics=record)
 
 

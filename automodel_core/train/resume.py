@@ -25,6 +25,7 @@ RULES: Mapping[tuple[str, ...], Rule] = {
     # Where things are, how they are shown, and when to stop.
     ("checkpoint",): Rule.FREE,
     ("wandb",): Rule.FREE,
+    ("loggers",): Rule.FREE,
     ("slurm",): Rule.FREE,
     ("plugins",): Rule.FREE,
     ("recipe",): Rule.FREE,
