@@ -16,6 +16,7 @@ from automodel_core.signatures import Parameter, Signature
 from automodel_core.wording import did_you_mean
 
 REMOTE_CODE = "trust_remote_code"
+ATTENTION = ("attn_implementation", "_attn_implementation")
 
 
 @attrs.frozen
@@ -115,7 +116,7 @@ def kind_of(value: Any) -> str:
 
 
 def remote_code(path: ConfigPath, value: Any) -> Iterator[Finding]:
-    """Every place that asks for code from a model repository: the command line must agree to it.
+    """Every place that asks for code from the Hub: the command line must agree to it.
 
     Mappings are searched too, for arguments that a target passes on to Hugging Face.
     """
@@ -126,6 +127,12 @@ def remote_code(path: ConfigPath, value: Any) -> Iterator[Finding]:
             yield Finding(
                 (*path, name),
                 "This would run code from the model's repository.",
+                "read that code, then add --trust-remote-code to the command",
+            )
+        if name in ATTENTION and "/" in str(inner):
+            yield Finding(
+                (*path, name),
+                "This would run an attention kernel fetched from the Hub.",
                 "read that code, then add --trust-remote-code to the command",
             )
         yield from remote_code((*path, name), inner)

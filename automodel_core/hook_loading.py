@@ -52,9 +52,7 @@ def load_hooks(
             module = importlib.import_module(record.module)
             functions = _implementations(module, record, rank, launchers)
             manager.register(SimpleNamespace(**_guarded(functions, owner)), name=owner)
-        except (
-            Exception
-        ) as error:  # whatever it raises, it may not harm a run that didn't ask for it
+        except Exception as error:  # no run asked for it, so it may not harm any
             LOG.warning("Hooks of %s are left out: %s: %s", owner, type(error).__name__, error)
     return manager.hook
 

@@ -62,7 +62,7 @@ def resolve(name: str, kind: str | None, registry: Registry, trust: Trust) -> Re
         raise UserError(f"`{name}` isn't available yet.")
     is_announced = any(name in each.spellings for each in registry.targets())
     if "." in name and not is_announced:
-        raise _not_trusted(name, registry, trust)
+        raise _not_trusted(name, kind, registry, trust)
     return _registered(registry.find(kind, name))
 
 
@@ -82,7 +82,13 @@ def _registered(record: Record) -> Resolved:
     return Resolved(record.module, record.qualname, record, locate(record.dotted))
 
 
-def _not_trusted(name: str, registry: Registry, trust: Trust) -> UserError:
+def _not_trusted(name: str, kind: str | None, registry: Registry, trust: Trust) -> UserError:
+    if kind == "models" and name.startswith("transformers."):
+        ours = ", ".join(each.name for each in registry.targets(kind) if each.state == "ok")
+        return UserError(
+            f"`{name}` would read the weights before anything is checked.",
+            fix=f"write one that waits: {ours}",
+        )
     error = trust.refusal(name)
     # A slip of the pen is likelier than the wish for something unknown.
     error.fix = did_you_mean(name, [*registry.aliases, *PENDING], cutoff=0.75) or error.fix

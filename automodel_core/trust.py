@@ -1,8 +1,14 @@
 """Which objects a YAML file may name. Deny by default.
 
 Registered plugins and aliases are trusted because somebody installed them on purpose. Beyond them
-only a few precise prefixes are, and only what reads the command line, the environment or the
-project file widens that: never the YAML, which may come from a stranger.
+are PyTorch's optimizers, modules and schedules and transformers' configurations. Only the command
+line (`--allow my_package.`), the environment (AUTOMODEL_ALLOW) and the project file widen that,
+
+    [tool.automodel]
+    allow = ["my_package."]
+
+in the nearest pyproject.toml at or above the working directory: never the YAML, which may come from
+a stranger.
 
 A name is judged twice: as it is written, before anything is imported, and by the `__module__` and
 `__qualname__` of the object that was found, so that an attribute chain leads nowhere else.
@@ -23,14 +29,14 @@ from automodel_core.errors import UserError
 ENVIRONMENT_VARIABLE = "AUTOMODEL_ALLOW"
 PROJECT_FILE = "pyproject.toml"
 
-BUILT_IN = ("torch.optim", "torch.nn", "torchdata.stateful_dataloader")
+# Classes below these packages, and never functions: among torch.nn's there are some that import a
+# module by any name.
+CLASSES = re.compile(r"(torch\.optim|torch\.nn|torchdata\.stateful_dataloader)(\.\w+)*\.[A-Z]\w*")
 
-# Of transformers only the classes for models and configurations, and how they are constructed.
-TRANSFORMERS = re.compile(
-    r"transformers"
-    r"(\.models\.\w+\.(modeling|configuration)_\w+|\.utils\.quantization_config)?"
-    r"\.[A-Z]\w*?(Config|Model|For[A-Z]\w+)"
-    r"(\.(from_pretrained|from_config))?"
+# Of transformers the configurations. Its models are not: they read weights as they are built.
+CONFIGURATIONS = re.compile(
+    r"transformers(\.models\.\w+\.configuration_\w+|\.utils\.quantization_config)?"
+    r"\.[A-Z]\w*Config(\.from_pretrained)?"
 )
 
 DOTTED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+")
@@ -141,7 +147,7 @@ def identity(found: Any) -> str | None:
 
 def is_built_in(dotted: str) -> bool:
     """Whether a name is trusted without anybody allowing it."""
-    return any(_below(dotted, each) for each in BUILT_IN) or bool(TRANSFORMERS.fullmatch(dotted))
+    return bool(CLASSES.fullmatch(dotted) or CONFIGURATIONS.fullmatch(dotted))
 
 
 def _below(dotted: str, prefix: str) -> bool:

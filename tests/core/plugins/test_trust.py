@@ -33,6 +33,9 @@ ATTACKS = [
     "torch.nn.os.system",
     "torch.nn.modules.module.functools.partial",
     "torch.nn.modules.module.torch.load",
+    "torch.nn.attention._fa3.register_flash_attention_fa3",
+    "torch.nn.functional.conv2d",
+    "torch.nn.Embedding.from_pretrained",
     "torchdata.stateful_dataloader.stateful_dataloader.os.system",
     "transformers.utils.hub.os.system",
     "transformers.dynamic_module_utils.get_class_from_dynamic_module",
@@ -40,6 +43,10 @@ ATTACKS = [
     "transformers.Trainer",
     "transformers.models.llama.modeling_llama.torch.load",
     "transformers.Os.system",
+    "transformers.OsConfig.system",
+    "transformers.GenerationConfig",
+    "transformers.AutoModelForCausalLM.from_pretrained",
+    "transformers.PreTrainedModel",
     "datasets.load_dataset",
     "automodel_core.train.rng.torch.load",
     "automodel_core.targets.importlib.import_module",
@@ -83,8 +90,6 @@ def test_attacks_are_refused_before_and_at_loading(name, slot, tmp_path):
         "torchdata.stateful_dataloader.StatefulDataLoader",
         "transformers.LlamaConfig",
         "transformers.AutoConfig.from_pretrained",
-        "transformers.AutoModelForCausalLM.from_pretrained",
-        "transformers.LlamaForCausalLM",
         "transformers.BitsAndBytesConfig",
     ],
 )
@@ -94,9 +99,20 @@ def test_trusted_names_resolve_and_load(name, check):
 
 
 def test_an_object_that_does_not_say_where_it_is_from_is_refused():
-    targets = Targets(Registry.discover(), Trust.from_environment())
+    targets = Targets(Registry.discover(), Trust.from_environment(["torch.nn.functional."]))
     with pytest.raises(UserError, match=r"says where it is defined|is really"):
         targets.load(Target("torch.nn.functional.conv2d"))
+
+
+def test_a_transformers_model_is_refused_with_what_to_write_instead(check):
+    (finding,) = check("transformers.AutoModelForCausalLM.from_pretrained", Slot("models"))
+    assert finding.hint.startswith("write one that waits: causal_lm, ")
+
+
+def test_a_kernel_from_the_hub_needs_the_command_line_too(check):
+    (finding,) = check("transformers.LlamaConfig", attn_implementation="somebody/kernel")
+    assert finding.message == "This would run an attention kernel fetched from the Hub."
+    assert check("transformers.LlamaConfig", attn_implementation="sdpa") == []
 
 
 def test_the_refusal_prints_the_flag(check):
@@ -134,12 +150,11 @@ def test_a_name_is_refused_before_its_module_is_imported(install, tmp_path):
     [
         "torch.optim.AdamW",
         "torchdata.stateful_dataloader.StatefulDataLoader",
-        "transformers.AutoModelForCausalLM.from_pretrained",
-        "torch.optim:AdamW",
+        "transformers.AutoConfig.from_pretrained",
+        "torch.nn.modules.loss.CrossEntropyLoss",
     ],
 )
 def test_an_alias_may_not_hide_a_trusted_name(install, states, check, alias):
-    alias = alias.replace(":", ".")
     install(
         "hostile",
         {"optimizers": {"evil": "evil:make"}, "aliases": {alias: "evil:make"}},
