@@ -52,7 +52,7 @@ class Targets:
 
     def resolve(self, target: Target) -> Resolved:
         """Where `target` is. Raises UserError at its `_target_` if it is nowhere or refused."""
-        with _at((*target.path, "_target_")):
+        with at((*target.path, "_target_")):
             return resolve(target.name, target.kind, self.registry, self.trust)
 
     def load(self, target: Target) -> Any:
@@ -62,7 +62,7 @@ class Targets:
             UserError: It is refused, isn't there, or cannot be imported.
         """
         resolved = self.resolve(target)
-        with _at((*target.path, "_target_")):
+        with at((*target.path, "_target_")):
             found = _import(resolved)
             if resolved.record is None:
                 self.trust.require_identity(found, resolved.dotted)
@@ -82,7 +82,7 @@ class Targets:
         """
         function = self.load(target)
         arguments = self._arguments(function, target, supplied) | given
-        with _at(target.path):
+        with at(target.path):
             _require_fit(function, target, arguments)
             return function(**arguments)
 
@@ -180,7 +180,7 @@ def each_target(section: Any, slot: Slot | None = None) -> Iterator[tuple[Target
 
 
 @contextmanager
-def _at(path: ConfigPath) -> Iterator[None]:
+def at(path: ConfigPath) -> Iterator[None]:
     """Give a UserError from inside the place it lacks."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""The command line. A command is a module that is imported when called: `--help` answers at once."""
+"""The command line. A command is a module, imported when called: `--help` answers at once."""
 
 from __future__ import annotations
 

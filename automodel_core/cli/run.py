@@ -48,7 +48,7 @@ def run(
         click.echo(render([warning]), err=True)
     check_by_importing(loaded, config)
     from automodel_core.train.build import fine_tune  # imports torch
-    from automodel_core.train.context import RunContext
+    from automodel_core.train.context import SAVED_BY, RunContext
 
     context = RunContext(
         targets=loaded.targets,
@@ -56,7 +56,7 @@ def run(
         effective=effective_tree(config, loaded.document),
         resume=resume,
         resume_override=resume_override,
-        fresh=fresh,
+        fresh=fresh or SAVED_BY in loaded.document.tree,
         verbosity=-1 if quiet else verbose,
         command=f"automodel run {' '.join(words)}",
         place=loaded.document.wrote,

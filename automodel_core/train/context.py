@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from automodel_core.targets import Targets
 
 
+# In a saved configuration, the command that it was saved by. A run of such a file is a new run.
+SAVED_BY = "x-saved-by"
+
+
 @attrs.frozen(kw_only=True)
 class RunContext:
     """How the command line wants this run.
@@ -47,5 +51,5 @@ class RunContext:
 
     @property
     def effective_yaml(self) -> str:
-        """The effective configuration as the run folder holds it."""
-        return to_yaml(self.effective)
+        """The effective configuration as the run folder holds it, with where it came from."""
+        return to_yaml({SAVED_BY: self.command, **self.effective})

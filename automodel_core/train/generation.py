@@ -6,6 +6,7 @@ the first run of supervised tokens, so any dataset serves without a second descr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 import attrs
@@ -90,8 +91,13 @@ def scored(texts: list[str], questions: Sequence[Question]) -> Answers:
     return Answers(
         texts=texts,
         exact_matches=sum(text == reference for text, reference in pairs),
-        containing=sum(reference.lower() in text.lower() for text, reference in pairs),
+        containing=sum(contains(text, reference) for text, reference in pairs),
     )
+
+
+def contains(text: str, reference: str) -> bool:
+    """Whether the reference stands in the text as whole words, in any case."""
+    return bool(re.search(rf"(?<!\w){re.escape(reference)}(?!\w)", text, re.IGNORECASE))
 
 
 def generate(

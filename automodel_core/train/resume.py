@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
+from automodel_core.config.document import load_files
+from automodel_core.config.variables import Variable
 from automodel_core.errors import ConfigPath, UserError
+from automodel_core.train.checkpoint import read_manifest
+from automodel_core.train.context import RunContext
+from automodel_core.train.run_folder import checkpoints_in, latest_checkpoint
 
 
 class Rule(Enum):
@@ -64,6 +70,43 @@ def rule_for(path: ConfigPath) -> Rule:
         if (rule := RULES.get(path[:length])) is not None:
             return rule
     return Rule.NEVER
+
+
+def checkpoint_to_resume(folder: Path, context: RunContext) -> Path | None:
+    """The checkpoint that this run goes on from, whole and checked; None starts at step 0.
+
+    Raises:
+        UserError: It is damaged or no checkpoint, or its configuration was another one.
+    """
+    if context.resume == "none":
+        if checkpoints_in(folder):
+            raise UserError(
+                f"{folder} already holds a run; --resume none would mix two runs in one folder.",
+                fix="pass --fresh instead: it starts a new folder beside that one",
+                path=("checkpoint", "checkpoint_dir"),
+            )
+        return None
+    checkpoint = latest_checkpoint(folder) if context.resume == "latest" else Path(context.resume)
+    if checkpoint is not None:
+        read_manifest(checkpoint)
+        saved_in = checkpoint / "config.yaml"
+        check_resume(
+            comparable(load_files([str(saved_in)]).tree),
+            comparable(context.effective),
+            override=context.resume_override,
+            place=context.place,
+            saved_in=str(saved_in),
+        )
+    return checkpoint
+
+
+def comparable(value: Any) -> Any:
+    """A configuration tree in which a `${...}` is the text that stands in the file."""
+    if isinstance(value, Mapping):
+        return {k: comparable(v) for k, v in value.items() if not k.startswith("x-")}
+    if isinstance(value, list | tuple):
+        return [comparable(each) for each in value]
+    return value.text if isinstance(value, Variable) else value
 
 
 def check_resume(

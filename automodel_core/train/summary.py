@@ -42,29 +42,42 @@ def print_plan(console: Console, run: Run, source: ModelSource) -> None:
     console.facts(run.objective.precision.rows())
 
 
-def print_summary(console: Console, run: Run) -> None:
-    """Where the model is, how to load it, and what the run cost."""
+def print_summary(console: Console, run: Run, command: str) -> None:
+    """Where the model is, how to load it, what the run cost, and what to try next."""
     rate = run.label_tokens / run.seconds["train"] if run.seconds["train"] else 0.0
-    phases = "  ".join(
+    phases = ", ".join(
         f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items() if seconds
     )
+    checkpoint = latest_checkpoint(run.folder)
+    model = run.folder / "latest" / "model"
     console.heading("Done")
     console.facts(
         [
-            (
-                "steps",
-                f"{run.step}, {run.label_tokens:,} supervised tokens, {rate:,.0f} per second",
-            ),
+            ("trained", f"{run.step} steps, {run.label_tokens:,} supervised tokens"),
+            ("speed", f"{rate:,.0f} supervised tokens per second"),
             ("time", phases),
             ("peak memory", f"{peak_memory_gib(run.objective.device):.1f} GiB"),
-            ("logs", f"{run.folder / 'training.jsonl'}"),
+            ("logs", str(run.folder / "training.jsonl")),
+            *([("model", str(model))] if checkpoint else []),
         ]
     )
-    checkpoint = latest_checkpoint(run.folder)
     if checkpoint is not None:
-        console.facts([("model", f"{run.folder / 'latest' / 'model'}")])
         console.heading("Load it anywhere")
-        console.say(f"  {loading_line(type(run.model).__name__, run.folder / 'latest' / 'model')}")
+        console.say(f"  {loading_line(type(run.model).__name__, model)}")
+    console.heading("Next")
+    for line in next_commands(run, command):
+        console.say(f"  {line}")
+
+
+def next_commands(run: Run, command: str) -> list[str]:
+    """Commands that a reader can paste: change something, look at the runs, see every setting."""
+    halved = f"{run.peak_lr[0] / 2:.0e}".replace("e-0", "e-")
+    words = command.replace("automodel run", "automodel explain", 1)
+    return [
+        f"{command} optimizer.lr={halved} --fresh",
+        f"automodel runs {run.folder.parent}",
+        words,
+    ]
 
 
 def loading_line(class_name: str, folder: Path) -> str:

@@ -1,0 +1,169 @@
+"""Everything that can be built, and refused, before any weights are read, in order of cost: metrics
+and device, the model's configuration and tokenizer, loggers, data, schedule, disk space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from transformers import AutoProcessor, AutoTokenizer
+
+from automodel_core.config.schema import PreProcessor, RunConfig, Target
+from automodel_core.errors import UserError
+from automodel_core.protocols import Dataset, ModelSource
+from automodel_core.targets import at
+from automodel_core.train.console import Console
+from automodel_core.train.context import RunContext
+from automodel_core.train.data import TrainingData, ValidationData
+from automodel_core.train.generation import Question, questions_from
+from automodel_core.train.loggers import Loggers, build_loggers
+from automodel_core.train.precision import PrecisionPlan, plan_precision
+from automodel_core.train.run_folder import check_disk_space
+from automodel_core.train.schedule import Horizon, check_schedule, plan_horizon
+
+
+@attrs.frozen(kw_only=True)
+class Prepared:
+    """What is known before any weights are read."""
+
+    source: ModelSource
+    tokenizer: Any
+    supplied: dict[str, Any]
+    loggers: Loggers
+    device: torch.device
+    precision: PrecisionPlan
+    data: TrainingData
+    validation: dict[str, ValidationData]
+    questions: list[Question]
+    horizon: Horizon
+
+
+def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepared:
+    """Everything that can be built, and refused, without weights."""
+    check_metrics(config)
+    device = choose_device(console)
+    source: ModelSource = context.targets.build(config.model, {"seed": config.rng.seed})
+    precision = plan_precision(source.torch_dtype, device)
+    tokenizer = load_tokenizer(config, source)
+    supplied = {
+        "tokenizer": tokenizer,
+        "processor": load_processor(config, source),
+        "model_config": source.config,
+        "seed": config.rng.seed,
+    }
+    loggers = build_loggers(config, context, supplied)
+    dataset = build_dataset(context, console, config.dataset, supplied)
+    data = TrainingData.build(config, context.targets, dataset, supplied)
+    horizon = plan_horizon(config.step_scheduler, data.steps_per_epoch)
+    check_schedule(config.lr_scheduler, horizon)
+    validation = {
+        name: ValidationData.build(
+            config, context.targets, build_dataset(context, console, target, supplied), supplied
+        )
+        for name, target in validation_targets(config).items()
+    }
+    questions = []
+    if config.generation_eval is not None:
+        asked = build_dataset(context, console, config.generation_eval.dataset, supplied)
+        questions = questions_from(asked, tokenizer)
+    if config.distributed is not None:
+        context.targets.build(config.distributed, supplied)
+    return Prepared(
+        source=source,
+        tokenizer=tokenizer,
+        supplied=supplied,
+        loggers=loggers,
+        device=device,
+        precision=precision,
+        data=data,
+        validation=validation,
+        questions=questions,
+        horizon=horizon,
+    )
+
+
+def validation_targets(config: RunConfig) -> dict[str, Target]:
+    """The validation sets by name; a single one has none."""
+    section = config.validation_dataset
+    if section is None:
+        return {}
+    return {"": section} if isinstance(section, Target) else section
+
+
+def check_metrics(config: RunConfig) -> None:
+    """Refuse a metric that no validation set of this run produces."""
+    names = [f"{name}/loss" if name else "loss" for name in validation_targets(config)]
+    wanted = {("checkpoint", "keep_best"): config.checkpoint.keep_best}
+    if config.early_stopping is not None:
+        wanted["early_stopping", "metric"] = config.early_stopping.metric
+    for path, metric in wanted.items():
+        if metric is not None and metric not in names:
+            raise UserError(
+                f"`{metric}` is not a validation metric of this run.",
+                fix=f"write {' or '.join(names)}" if names else "add a validation_dataset",
+                path=path,
+            )
+
+
+def choose_device(console: Console) -> torch.device:
+    """The first CUDA device, else the CPU. Apple's MPS is refused by name: it is untested."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if torch.backends.mps.is_available():
+        console.say("This machine has an MPS device, which isn't supported: training on the CPU.")
+    return torch.device("cpu")
+
+
+def load_tokenizer(config: RunConfig, source: ModelSource) -> Any:
+    """The `tokenizer:` section's, else the model's own."""
+    if config.tokenizer is None:
+        with at(config.model.path):
+            return source.load_tokenizer()
+    return load_auto(AutoTokenizer, config.tokenizer, "tokenizer")
+
+
+def load_processor(config: RunConfig, source: ModelSource) -> Any:
+    """The `processor:` section's, else the model's own; None for text models."""
+    if config.processor is None:
+        return source.load_processor()
+    return load_auto(AutoProcessor, config.processor, "processor")
+
+
+def load_auto(auto_class: Any, section: PreProcessor, name: str) -> Any:
+    """A tokenizer or processor of its own; its repository's code never runs."""
+    path, revision = section.pretrained_model_name_or_path, section.revision or "main"
+    try:
+        return auto_class.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The {name} {path} cannot be loaded: {str(error).splitlines()[0]}",
+            path=(name, "pretrained_model_name_or_path"),
+        ) from None
+
+
+def build_dataset(
+    context: RunContext, console: Console, target: Any, supplied: dict[str, Any]
+) -> Dataset:
+    """Build a dataset and print what it has to say about itself."""
+    dataset: Dataset = context.targets.build(target, supplied)
+    for note in getattr(dataset, "notes", ()):
+        console.say(f"{'.'.join(map(str, target.path))}: {note}")
+    if not len(dataset):
+        raise UserError("The data set has no samples.", path=target.path)
+    return dataset
+
+
+def check_space(config: RunConfig, prepared: Prepared, folder: Path) -> None:
+    """Room for every checkpoint that will be kept, and for one being written."""
+    section = config.checkpoint
+    if not section.enabled:
+        return
+    bytes_each = prepared.precision.parameters.itemsize
+    saved = prepared.source.parameter_count * bytes_each * 3  # the weights and two moments
+    every = section.save_every_steps
+    count = 1 + (prepared.horizon.total_steps - 1) // every if every else 1
+    if section.keep_last is not None:
+        count = min(count, section.keep_last + 2)  # the best one, and the one being written
+    check_disk_space(folder, saved * count, f"{count} checkpoint(s)")
