@@ -103,9 +103,7 @@ class Registry:
 
 def refusal(record: Record) -> UserError:
     """Why a record that is not ok cannot be used."""
-    return UserError(
-        f"`{record.name}` of {record.distribution} is {record.state}: {record.reason}."
-    )
+    return UserError(f"`{record.name}` of {record.distribution} cannot be used: {record.reason}.")
 
 
 def source_checked(record: Record) -> Record:
