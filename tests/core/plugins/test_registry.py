@@ -70,7 +70,7 @@ def test_conflict_is_settled_by_naming_the_owner(install, states):
         install(name, {"losses": {"same": f"{name}_module:make"}}, {f"{name}_module": MAKE})
     assert states("one")["same"] == ("conflict", "two has the same name; write `one/same`")
     registry = Registry.discover()
-    with pytest.raises(UserError, match="conflict"):
+    with pytest.raises(UserError, match="two has the same name; write `one/same`"):
         registry.find("losses", "same")
     assert registry.find("losses", "two/same").value == "two_module:make"
 

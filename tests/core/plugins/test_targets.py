@@ -244,5 +244,5 @@ def test_a_plugin_that_fails_to_import_names_its_owner(install, source):
 def test_an_object_that_its_module_lacks_is_broken(install, check):
     install("gone", {"datasets": {"gone": "gone_module:make"}}, {"gone_module": "def other(): ..."})
     (finding,) = check("gone", DATASET)
-    assert finding.message == "`gone` of gone is broken: gone_module has no make."
+    assert finding.message == "`gone` of gone cannot be used: gone_module has no make."
     assert "gone_module" not in sys.modules
