@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import attrs
 import click
+import pluggy
 
 from automodel_core.cli.loading import Loaded, as_problems, load
 from automodel_core.cli.options import OVERRIDES, allowing, words
@@ -15,6 +16,8 @@ from automodel_core.config.effective import effective_tree
 from automodel_core.config.report import ConfigError, render, render_user_error
 from automodel_core.config.schema import RunConfig
 from automodel_core.errors import DONE, FAILED, INTERRUPTED, GuardStop, SavedAfterSignal, UserError
+from automodel_core.records import HOOKS
+from automodel_core.wording import did_you_mean
 
 
 @click.command("run", context_settings=OVERRIDES)
@@ -29,6 +32,7 @@ from automodel_core.errors import DONE, FAILED, INTERRUPTED, GuardStop, SavedAft
 )
 @click.option("--resume-override", is_flag=True, help="Go on with another lr, schedule or batch.")
 @click.option("--fresh", is_flag=True, help="Start a new folder beside one that holds a run.")
+@click.option("--launcher", metavar="NAME", help="Hand the run to this installed launcher.")
 @click.option("-v", "--verbose", count=True, help="Print every step.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only what goes wrong.")
 def run(
@@ -38,6 +42,7 @@ def run(
     resume: str,
     resume_override: bool,
     fresh: bool,
+    launcher: str | None,
     verbose: int,
     quiet: bool,
 ) -> int:
@@ -46,13 +51,17 @@ def run(
     config = loaded.require()
     for warning in loaded.problems:
         click.echo(render([warning]), err=True)
+    hooks = observers(loaded, config, launcher)
+    code = hooks.automodel_launch(config=config, argv=sys.argv[1:])
+    if code is not None:
+        return code
     check_by_importing(loaded, config)
     from automodel_core.train.build import fine_tune  # imports torch
     from automodel_core.train.context import SAVED_BY, RunContext
 
     context = RunContext(
         targets=loaded.targets,
-        hooks=observers(loaded, config),
+        hooks=hooks,
         effective=effective_tree(config, loaded.document),
         resume=resume,
         resume_override=resume_override,
@@ -71,11 +80,15 @@ def check_by_importing(loaded: Loaded, config: RunConfig) -> None:
         raise ConfigError(problems)
 
 
-def observers(loaded: Loaded, config: RunConfig):
+def observers(loaded: Loaded, config: RunConfig, launcher: str | None) -> pluggy.HookRelay:
     """The hooks of installed packages, after they had their say about the configuration."""
     from automodel_core.hook_loading import load_hooks
 
-    hooks = load_hooks(loaded.registry)
+    known = [each.name for each in loaded.registry.records if each.kind == HOOKS]
+    if launcher is not None and launcher not in known:
+        hint = did_you_mean(launcher, known) or "see `automodel list-plugins --kind hooks`"
+        raise UserError(f"There is no launcher {launcher}.", fix=hint)
+    hooks = load_hooks(loaded.registry, launchers=[launcher] if launcher else [])
     found = hooks.automodel_configure(config=config, marks=loaded.document.values)
     if problems := as_problems(loaded.document, [each for group in found for each in group]):
         raise ConfigError(problems)

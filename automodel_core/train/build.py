@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from automodel_core.config.schema import RunConfig
-from automodel_core.errors import ConfigPath
+from automodel_core.errors import ConfigPath, UserError
 from automodel_core.targets import at
 from automodel_core.train.checkpoint import (
     CheckpointWriter,
@@ -63,6 +63,8 @@ def fine_tune(config: RunConfig, context: RunContext) -> Path:
     """
     quiet_libraries()
     console = Console(context.verbosity)
+    for each in context.allowed:
+        console.say(f"The configuration may name {each['prefix']}: allowed by {each['source']}.")
     folder = open_run_folder(config.checkpoint.checkpoint_dir, fresh=context.fresh)
     with locked(folder):
         discard_unfinished(folder)
@@ -107,7 +109,12 @@ def load(
         config=config,
         folder=folder,
         effective_yaml=context.effective_yaml,
-        manifest={"model": prepared.source.name, "revision": prepared.source.revision},
+        manifest={
+            "model": prepared.source.name,
+            "revision": prepared.source.revision,
+            "precision": dict(prepared.precision.rows()),
+            "allowed": context.allowed,
+        },
         console=console,
         hooks=context.hooks,
         loggers=prepared.loggers,
@@ -187,7 +194,10 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The YAML's optimizer over what trains."""
     make = context.targets.bind(config.optimizer, {"seed": config.rng.seed})
-    return make([p for p in model.parameters() if p.requires_grad])
+    try:
+        return make([p for p in model.parameters() if p.requires_grad])
+    except ValueError as error:  # how torch refuses a value, such as a negative lr
+        raise UserError(f"{error}.", path=config.optimizer.path) from None
 
 
 def answers_before(run: Run, questions: list[Question]) -> Answers | None:
