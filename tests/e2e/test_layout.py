@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-from automodel_datasets.collate import default_collater
-from automodel_losses.chunked_ce import ChunkedCrossEntropy
-from automodel_losses.masked_ce import MaskedCrossEntropy
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -19,6 +16,9 @@ from automodel_core.train.step import (
     evaluate,
     prepare_micro_batch,
 )
+from automodel_datasets.collate import default_collater
+from automodel_losses.chunked_ce import ChunkedCrossEntropy
+from automodel_losses.masked_ce import MaskedCrossEntropy
 
 CPU = torch.device("cpu")
 VOCABULARY, SAMPLES, TOLERANCE = 64, 12, 1e-5
@@ -48,7 +48,7 @@ def llama():
 
 
 def gpt2():
-    """Absolute positions, which padding on the left would move if nobody said where a row begins."""
+    """Absolute positions, which padding on the left moves unless they are given."""
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=VOCABULARY,
