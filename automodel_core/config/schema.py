@@ -365,6 +365,9 @@ class RunConfig:
     )
     dist_env: DistEnv = key("The process group.")
     rng: Rng = key("Randomness.")
+    deterministic: bool = key(
+        "Only algorithms that give the same bits every time; slower on a GPU.", default=False
+    )
     checkpoint: Checkpoint = key("Saving.")
     guards: GuardSettings = key("Faults to look for while training.")
     generation_eval: GenerationEval | None = key("Answers before and after training.", default=None)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from automodel_core.config.schema import RunConfig
 from automodel_core.errors import ConfigPath, UserError
-from automodel_core.targets import at
+from automodel_core.targets import at, each_target
 from automodel_core.train.checkpoint import (
     CheckpointWriter,
     best_checkpoint,
@@ -37,8 +37,8 @@ from automodel_core.train.observed import observed
 from automodel_core.train.precision import assert_precision
 from automodel_core.train.prepare import Prepared, check_space, prepare
 from automodel_core.train.quiet import quiet_libraries
-from automodel_core.train.resume import checkpoint_to_resume
-from automodel_core.train.rng import seed_everything
+from automodel_core.train.resume import check_same_data, checkpoint_to_resume
+from automodel_core.train.rng import be_deterministic, seed_everything
 from automodel_core.train.run_folder import (
     locked,
     open_run_folder,
@@ -65,6 +65,8 @@ def fine_tune(config: RunConfig, context: RunContext) -> Path:
     console = Console(context.verbosity)
     for each in context.allowed:
         console.say(f"The configuration may name {each['prefix']}: allowed by {each['source']}.")
+    if config.deterministic:
+        be_deterministic()
     folder = open_run_folder(config.checkpoint.checkpoint_dir, fresh=context.fresh)
     with locked(folder):
         discard_unfinished(folder)
@@ -109,12 +111,7 @@ def load(
         config=config,
         folder=folder,
         effective_yaml=context.effective_yaml,
-        manifest={
-            "model": prepared.source.name,
-            "revision": prepared.source.revision,
-            "precision": dict(prepared.precision.rows()),
-            "allowed": context.allowed,
-        },
+        manifest=provenance(config, context, prepared),
         console=console,
         hooks=context.hooks,
         loggers=prepared.loggers,
@@ -141,11 +138,25 @@ def load(
         peak_lr=[group["lr"] for group in optimizer.param_groups],
     )
     if checkpoint is not None:
+        check_same_data(checkpoint, prepared.data.fingerprint, config.dataset.path)
         restore(run, *load_training_state(checkpoint / "training"))
         console.say(f"Going on from {checkpoint} (step {run.step}).")
         run.hooks.automodel_checkpoint_loaded(folder=folder, step=run.step, path=checkpoint)
     (folder / "config.yaml").write_text(context.effective_yaml)
     return run
+
+
+def provenance(config: RunConfig, context: RunContext, prepared: Prepared) -> dict[str, Any]:
+    """What every checkpoint of this run records of where it came from."""
+    records = [context.targets.resolve(target).record for target, _ in each_target(config)]
+    return {
+        "model": prepared.source.name,
+        "revision": prepared.source.revision,
+        "data": prepared.data.fingerprint,
+        "precision": dict(prepared.precision.rows()),
+        "plugins": {each.distribution: each.version for each in records if each},
+        "allowed": context.allowed,
+    }
 
 
 def after_publishing(

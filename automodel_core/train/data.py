@@ -4,6 +4,7 @@ given batches of indices, and the cursor moves only when an optimizer step is do
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -14,6 +15,7 @@ from automodel_core.config.schema import DataLoader, RunConfig, StepScheduler
 from automodel_core.errors import UserError
 from automodel_core.protocols import Batch, Dataset
 from automodel_core.targets import Targets
+from automodel_core.train.fingerprint import fingerprint
 from automodel_core.train.order import Cursor, EpochBatches, Layout, epoch_order
 
 # A loader over micro-batches of indices.
@@ -59,7 +61,7 @@ def plan_layout(scheduler: StepScheduler, micro_batch: int, ranks: int = 1) -> L
     return Layout(micro_batch, wanted // per_round, ranks)
 
 
-@attrs.define
+@attrs.define(slots=False)
 class TrainingData:
     """The micro-batches of one optimizer step after another, round the data for as long as asked.
 
@@ -92,6 +94,11 @@ class TrainingData:
             seed=config.rng.seed,
             shuffle=section.shuffle,
         )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this data set from another one."""
+        return fingerprint(self.dataset)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -6,6 +6,7 @@ that fits it. A key that nothing lists may never change.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
@@ -98,6 +99,18 @@ def checkpoint_to_resume(folder: Path, context: RunContext) -> Path | None:
             saved_in=str(saved_in),
         )
     return checkpoint
+
+
+def check_same_data(checkpoint: Path, fingerprint: str, path: ConfigPath) -> None:
+    """Refuse data that changed under an unchanged name: its order would mean other samples."""
+    saved = json.loads((checkpoint / "manifest.json").read_text()).get("data")
+    if saved != fingerprint:
+        raise UserError(
+            f"The data has changed since {checkpoint} was saved: its rows, tokenizer or template "
+            "are others.",
+            fix="put the old data back, or pass --fresh to start a new run",
+            path=path,
+        )
 
 
 def comparable(value: Any) -> Any:
