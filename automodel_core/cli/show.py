@@ -6,7 +6,7 @@ import ast
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import attrs
 import click
@@ -16,7 +16,7 @@ from automodel_core.arguments import engine_given
 from automodel_core.config.schema import RunConfig, Slot
 from automodel_core.config.structure import target_field
 from automodel_core.docstrings import without_arguments
-from automodel_core.errors import DONE
+from automodel_core.errors import DONE, ConfigPath
 from automodel_core.protocols import SUPPLIED
 from automodel_core.records import KINDS
 from automodel_core.registry import Registry
@@ -76,13 +76,15 @@ def show_arguments(own: Sequence[Parameter], signature: Signature, given: frozen
         click.echo(f"The engine gives it {', '.join(supplied)}.")
 
 
-def place_of(kind: str, schema: type = RunConfig) -> tuple[tuple[str, ...], Slot | None]:
-    """The section of the YAML file that takes a target of this kind, and its slot."""
+def place_of(kind: str, schema: type = RunConfig) -> tuple[ConfigPath, Slot | None]:
+    """The section of the YAML file that takes a target of this kind, and its slot; a section that
+    is a list of them ends in 0."""
     host = target_field(schema)
     for field in attrs.fields(attrs.resolve_types(schema)):
         slot = field.metadata.get("slot")
         if slot and slot.kind == kind:
-            return (() if field.name == host else (field.name,)), slot
+            listed = (0,) if get_origin(field.type) is list else ()
+            return (() if field.name == host else (field.name, *listed)), slot
         if attrs.has(field.type) and not slot:
             inner, slot = place_of(kind, field.type)
             if slot:
@@ -90,12 +92,12 @@ def place_of(kind: str, schema: type = RunConfig) -> tuple[tuple[str, ...], Slot
     return (), None
 
 
-def example(name: str, section: Sequence[str], own: Sequence[Parameter]) -> Iterator[str]:
+def example(name: str, section: ConfigPath, own: Sequence[Parameter]) -> Iterator[str]:
     """A YAML block with the required arguments, the others in comments with their defaults."""
-    for depth, key in enumerate(section):
+    for depth, key in enumerate(key for key in section if key != 0):
         yield f"{'  ' * depth}{key}:"
     indent = "  " * len(section)
-    yield f"{indent}_target_: {name}"
+    yield f"{indent[:-2]}- _target_: {name}" if 0 in section else f"{indent}_target_: {name}"
     for each in own:
         if each.default is None:
             yield f"{indent}{each.name}: ...  # {readable(each.annotation or 'required')}"

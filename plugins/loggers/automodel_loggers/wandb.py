@@ -78,7 +78,8 @@ class WandbLogger:
                 resume=None if self.offline else "allow",
                 dir=str(self.save_dir or folder),
                 config=dict(config),
-                settings=self.wandb.Settings(console="off"),  # the terminal stays the run's own
+                # The terminal stays the run's own: not recorded, and without a second summary.
+                settings=self.wandb.Settings(console="off", quiet=True),
             )
         # W&B's own step count can't go back, as that of a resumed run does.
         self.run.define_metric("step")

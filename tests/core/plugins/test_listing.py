@@ -114,6 +114,11 @@ def test_show_says_what_the_engine_gives():
     assert "  optimizer:\n    _target_: adamw\n    # lr: 0.001\n" in out
 
 
+def test_show_writes_a_list_where_the_section_is_one():
+    _, out = run(show, "tensorboard")
+    assert "  loggers:\n    - _target_: tensorboard\n      # save_dir: none\n" in out
+
+
 def test_show_takes_every_spelling(focal):
     for name in ("losses:focal", "focal-loss/focal", "other.Focal", "focal.Focal"):
         assert "focal.Focal" in run(show, name)[1]
