@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -74,6 +75,8 @@ def fine_tune(config: RunConfig, context: RunContext) -> Path:
         started = time.perf_counter()
         prepared = prepare(config, context, console)
         check_space(config, prepared, folder)
+        if checkpoint is not None:
+            check_same_data(checkpoint, prepared.data.fingerprint, config.dataset.path)
         run = load(config, context, console, prepared, folder, checkpoint)
         run.seconds["prepare"] = run.seconds.get("prepare", 0.0) + time.perf_counter() - started
         if run.finished:
@@ -138,7 +141,6 @@ def load(
         peak_lr=[group["lr"] for group in optimizer.param_groups],
     )
     if checkpoint is not None:
-        check_same_data(checkpoint, prepared.data.fingerprint, config.dataset.path)
         restore(run, *load_training_state(checkpoint / "training"))
         console.say(f"Going on from {checkpoint} (step {run.step}).")
         run.hooks.automodel_checkpoint_loaded(folder=folder, step=run.step, path=checkpoint)

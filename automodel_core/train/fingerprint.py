@@ -14,8 +14,8 @@ PROBES = 256
 def fingerprint(dataset: Dataset) -> str:
     """A hash of a data set's length and of up to 256 samples spread evenly over it.
 
-    Another tokenizer, template, file or order of rows changes it; reading a whole large set at every
-    start would cost more than the rare change that hides between the probes.
+    Another tokenizer, template, file or order of rows changes it. Reading the whole of a large set
+    at every start would cost more than the rare change that hides between the probes.
     """
     length = len(dataset)
     digest = hashlib.sha256(str(length).encode())
