@@ -7,6 +7,7 @@ import click
 from automodel_core.cli.loading import load
 from automodel_core.cli.options import OVERRIDES, allowing, words
 from automodel_core.config.effective import effective_tree, to_yaml
+from automodel_core.config.structure import TARGET_KEY
 from automodel_core.errors import DONE, ConfigPath
 
 
@@ -19,7 +20,10 @@ def explain(words: tuple[str, ...], allow: tuple[str, ...], trust_remote_code: b
     config = loaded.require()
 
     def origin(path: ConfigPath) -> str:
-        return str(loaded.document.wrote(path) or "default")
+        document = loaded.document
+        if path[-1] == TARGET_KEY and isinstance(document.get(path[:-1]), str):
+            path = path[:-1]  # the name alone, without a section
+        return str(document.wrote(path) or "default")
 
     click.echo(to_yaml(effective_tree(config, loaded.document), origin), nl=False)
     for finding in loaded.targets.unchecked(config):

@@ -10,10 +10,10 @@ import attrs
 import click
 import pluggy
 
-from automodel_core.cli.loading import Loaded, as_problems, load
+from automodel_core.cli.loading import Loaded, load
 from automodel_core.cli.options import OVERRIDES, allowing, words
 from automodel_core.config.effective import effective_tree
-from automodel_core.config.report import ConfigError, render, render_user_error
+from automodel_core.config.report import render, render_user_error
 from automodel_core.config.schema import RunConfig
 from automodel_core.errors import DONE, FAILED, INTERRUPTED, GuardStop, SavedAfterSignal, UserError
 from automodel_core.records import HOOKS
@@ -49,8 +49,8 @@ def run(
     """Train as FILES say, with overrides such as optimizer.lr=1e-5; later files win."""
     loaded = load(words, allow=allow, remote_code=trust_remote_code, strict=True)
     config = loaded.require()
-    for warning in loaded.problems:
-        click.echo(render([warning]), err=True)
+    if loaded.problems:  # warnings
+        click.echo(render(loaded.problems), err=True)
     hooks = observers(loaded, config, launcher)
     code = hooks.automodel_launch(config=config, argv=sys.argv[1:])
     if code is not None:
@@ -76,8 +76,8 @@ def run(
 
 def check_by_importing(loaded: Loaded, config: RunConfig) -> None:
     """What only Python can tell, before weights are read."""
-    if problems := as_problems(loaded.document, loaded.targets.deep_check(config)):
-        raise ConfigError(problems)
+    loaded.add(loaded.targets.deep_check(config))
+    loaded.require()
 
 
 def observers(loaded: Loaded, config: RunConfig, launcher: str | None) -> pluggy.HookRelay:
@@ -90,8 +90,8 @@ def observers(loaded: Loaded, config: RunConfig, launcher: str | None) -> pluggy
         raise UserError(f"There is no launcher {launcher}.", fix=hint)
     hooks = load_hooks(loaded.registry, launchers=[launcher] if launcher else [])
     found = hooks.automodel_configure(config=config, marks=loaded.document.values)
-    if problems := as_problems(loaded.document, [each for group in found for each in group]):
-        raise ConfigError(problems)
+    loaded.add(each for group in found for each in group)
+    loaded.require()
     return hooks
 
 

@@ -85,7 +85,7 @@ def key(
         "slot": slot,
         "at_least": at_least,
     }
-    return attrs.field(default=default, metadata=metadata)
+    return attrs.field(default=default, repr=not secret, metadata=metadata)
 
 
 @attrs.frozen(kw_only=True)
@@ -200,6 +200,9 @@ class Checkpoint:
     checkpoint_dir: str = key("The run folder.", default="checkpoints/")
     model_save_format: Literal["safetensors", "torch_save"] = key(
         "Format of the weights.", default="safetensors"
+    )
+    save_consolidated: Literal[True] = key(
+        "The saved model is always a plain transformers folder.", default=True
     )
     save_every_steps: int | None = key(
         "Save every N steps; the end of the run is always saved.", default=None, at_least=1
