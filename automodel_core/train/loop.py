@@ -100,6 +100,8 @@ def train(run: Run) -> None:
     """
     run.model.train()
     with stop_on_signals() as stop, run.console.training(run.step, run.horizon.total_steps):
+        if validation_owed(run):
+            validate(run)
         while not run.finished:
             metrics = optimizer_step(run)
             run.guards.after_step(metrics)
@@ -108,8 +110,6 @@ def train(run: Run) -> None:
                 raise saved_after_signal(run, stop.signal_name)
             if validation_due(run):
                 validate(run)
-                if no_longer_improving(run):
-                    run.ended_early = True
             if save_due(run):
                 save(run)
             run.writer.poll()
@@ -213,6 +213,12 @@ def validation_due(run: Run) -> bool:
     return run.finished or (due(run.step, every) if every else save_due(run))
 
 
+def validation_owed(run: Run) -> bool:
+    """Whether a signal stopped the run between its last step and that step's validation."""
+    done = {record["step"] for record in run.validation_log.read()}
+    return run.step > 0 and validation_due(run) and run.step not in done
+
+
 def validate(run: Run) -> None:
     """The mean token loss over each whole validation set, however it is batched."""
     started = time.perf_counter()
@@ -231,6 +237,7 @@ def validate(run: Run) -> None:
     run.validation_log.append(record)
     run.loggers.log_validation(run.step, record)
     run.hooks.automodel_validation_end(folder=run.folder, step=run.step, metrics=record)
+    run.ended_early = no_longer_improving(run)
 
 
 def no_longer_improving(run: Run) -> bool:
@@ -288,9 +295,14 @@ def restore(run: Run, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -
     run.data.load_state_dict(state["data"])
     run.scaler.load_state_dict(state["scaler"])
     run.rng.load_state_dict(state["rng"])
+    forget_later_lines(run)
+    run.ended_early = no_longer_improving(run)
+
+
+def forget_later_lines(run: Run) -> None:
+    """Take back what an earlier attempt logged after this step: it is done again."""
     run.training_log.forget_after(run.step)
     run.validation_log.forget_after(run.step)
-    run.ended_early = no_longer_improving(run)
 
 
 def saved_after_signal(run: Run, signal_name: str | None) -> SavedAfterSignal:

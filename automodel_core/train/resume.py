@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from automodel_core.config.document import load_files
+from automodel_core.config.reading import load_files
 from automodel_core.config.variables import Variable
 from automodel_core.errors import ConfigPath, UserError
 from automodel_core.train.checkpoint import read_manifest
@@ -87,9 +87,18 @@ def checkpoint_to_resume(folder: Path, context: RunContext) -> Path | None:
                 path=("checkpoint", "checkpoint_dir"),
             )
         return None
-    checkpoint = latest_checkpoint(folder) if context.resume == "latest" else Path(context.resume)
+    if context.resume == "latest":
+        checkpoint = latest_checkpoint(folder)
+    else:
+        checkpoint = Path(context.resume).expanduser().resolve()
     if checkpoint is not None:
         read_manifest(checkpoint)
+        if checkpoints_in(folder) and checkpoint.parent != folder.resolve():
+            raise UserError(
+                f"{folder} already holds a run, and {checkpoint} is of another one.",
+                fix="pass --fresh to start a new folder from it, or choose another checkpoint_dir",
+                path=("checkpoint", "checkpoint_dir"),
+            )
         saved_in = checkpoint / "config.yaml"
         check_resume(
             comparable(load_files([str(saved_in)]).tree),
