@@ -14,9 +14,16 @@ from automodel_core.errors import DONE, ConfigPath
 @click.command("explain", context_settings=OVERRIDES)
 @words
 @allowing
-def explain(words: tuple[str, ...], allow: tuple[str, ...], trust_remote_code: bool) -> int:
+def explain(
+    words: tuple[str, ...],
+    allow: tuple[str, ...],
+    no_plugin: tuple[str, ...],
+    trust_remote_code: bool,
+) -> int:
     """Print what a run of FILES would use, with the place that each value came from."""
-    loaded = load(words, allow=allow, remote_code=trust_remote_code, strict=False)
+    loaded = load(
+        words, allow=allow, no_plugin=no_plugin, remote_code=trust_remote_code, strict=False
+    )
     config = loaded.require()
 
     def origin(path: ConfigPath) -> str:

@@ -4,7 +4,7 @@ share."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import attrs
 
@@ -12,7 +12,7 @@ from automodel_core.config.document import Document
 from automodel_core.config.overrides import apply_overrides, split_arguments
 from automodel_core.config.reading import load_files
 from automodel_core.config.report import ConfigError, Problem
-from automodel_core.config.schema import RunConfig
+from automodel_core.config.schema import Plugins, RunConfig
 from automodel_core.config.secrets import redactor, variables_in
 from automodel_core.config.structure import structure
 from automodel_core.errors import UserError
@@ -66,6 +66,7 @@ def load(
     words: Sequence[str],
     *,
     allow: Sequence[str] = (),
+    no_plugin: Sequence[str] = (),
     remote_code: bool = False,
     strict: bool,
     environ: Mapping[str, str] = os.environ,
@@ -82,9 +83,24 @@ def load(
         )
     document = load_files(files)
     apply_overrides(document, overrides)
-    registry = Registry.discover()
-    targets = Targets(registry, Trust.from_environment(allow, remote_code=remote_code))
     config, problems = structure(document, environ, strict=strict)
+    chosen = config.plugins or Plugins()
+    registry = Registry.discover(disabled=[*no_plugin, *(chosen.disable or ())])
+    targets = Targets(registry, Trust.from_environment(allow, remote_code=remote_code))
     loaded = Loaded(document, config, problems, targets, registry, environ)
     loaded.add(targets.check(config))
+    loaded.add(unmet(chosen.require or (), registry))
     return loaded
+
+
+def unmet(required: Sequence[str], registry: Registry) -> Iterator[Finding]:
+    """The `plugins.require` that can't be used: not installed, disabled, or broken."""
+    for index, name in enumerate(required):
+        usable = [
+            each
+            for each in registry.records
+            if each.state == "ok" and name in (each.distribution, *each.spellings)
+        ]
+        if not usable:
+            hint = "see `automodel list-plugins` for what is installed, and in what state"
+            yield Finding(("plugins", "require", index), f"There is no usable `{name}`.", hint)

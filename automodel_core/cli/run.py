@@ -38,6 +38,7 @@ from automodel_core.wording import did_you_mean
 def run(
     words: tuple[str, ...],
     allow: tuple[str, ...],
+    no_plugin: tuple[str, ...],
     trust_remote_code: bool,
     resume: str,
     resume_override: bool,
@@ -47,7 +48,9 @@ def run(
     quiet: bool,
 ) -> int:
     """Train as FILES say, with overrides such as optimizer.lr=1e-5; later files win."""
-    loaded = load(words, allow=allow, remote_code=trust_remote_code, strict=True)
+    loaded = load(
+        words, allow=allow, no_plugin=no_plugin, remote_code=trust_remote_code, strict=True
+    )
     config = loaded.require()
     if loaded.problems:  # warnings
         click.echo(render(loaded.problems), err=True)

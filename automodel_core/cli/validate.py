@@ -22,11 +22,18 @@ from automodel_core.errors import BAD_INPUT, DONE
 )
 @click.option("--import", "deep", is_flag=True, help="Import the targets and ask Python too.")
 def validate(
-    words: tuple[str, ...], allow: tuple[str, ...], trust_remote_code: bool, style: str, deep: bool
+    words: tuple[str, ...],
+    allow: tuple[str, ...],
+    no_plugin: tuple[str, ...],
+    trust_remote_code: bool,
+    style: str,
+    deep: bool,
 ) -> int:
     """Check FILES and overrides such as optimizer.lr=1e-5; later files win."""
     try:
-        loaded = load(words, allow=allow, remote_code=trust_remote_code, strict=False)
+        loaded = load(
+            words, allow=allow, no_plugin=no_plugin, remote_code=trust_remote_code, strict=False
+        )
     except ConfigError as error:  # nothing to go on with
         problems = error.problems
     else:

@@ -321,6 +321,14 @@ class Slurm:
 
 
 @attrs.frozen(kw_only=True)
+class Plugins:
+    """Which installed plugins this run may use: distributions, `name`, `kind:name`, `owner/name`."""
+
+    disable: list[str] = key("Treat these as if they were not installed.", default=())
+    require: list[str] = key("Refuse to start unless these can be used.", default=())
+
+
+@attrs.frozen(kw_only=True)
 class RunConfig:
     """A whole run. `model`, `dataset` and `step_scheduler` are required."""
 
@@ -392,6 +400,7 @@ class RunConfig:
         default=attrs.Factory(list),
         slot=Slot("loggers", given=("api_key",), example="tensorboard"),
     )
+    plugins: Plugins = key("Which installed plugins may be used.")
     slurm: Slurm | None = key(
         "Submit to Slurm.", default=None, pending="submission; start the run inside your own job"
     )

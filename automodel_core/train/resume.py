@@ -35,6 +35,8 @@ RULES: Mapping[tuple[str, ...], Rule] = {
     ("loggers",): Rule.FREE,
     ("slurm",): Rule.FREE,
     ("plugins",): Rule.FREE,
+    ("loggers",): Rule.FREE,
+    ("deterministic",): Rule.FREE,
     ("recipe",): Rule.FREE,
     ("guards",): Rule.FREE,
     ("generation_eval",): Rule.FREE,
@@ -88,7 +90,7 @@ def checkpoint_to_resume(folder: Path, context: RunContext) -> Path | None:
             )
         return None
     if context.resume == "latest":
-        checkpoint = latest_checkpoint(folder)
+        checkpoint = latest_checkpoint(folder.resolve())
     else:
         checkpoint = Path(context.resume).expanduser().resolve()
     if checkpoint is not None:
