@@ -322,7 +322,7 @@ class Slurm:
 
 @attrs.frozen(kw_only=True)
 class Plugins:
-    """Which installed plugins this run may use: distributions, `name`, `kind:name`, `owner/name`."""
+    """Which installed plugins may be used: distributions, `name`, `kind:name`, `owner/name`."""
 
     disable: list[str] = key("Treat these as if they were not installed.", default=())
     require: list[str] = key("Refuse to start unless these can be used.", default=())

@@ -35,7 +35,6 @@ RULES: Mapping[tuple[str, ...], Rule] = {
     ("loggers",): Rule.FREE,
     ("slurm",): Rule.FREE,
     ("plugins",): Rule.FREE,
-    ("loggers",): Rule.FREE,
     ("deterministic",): Rule.FREE,
     ("recipe",): Rule.FREE,
     ("guards",): Rule.FREE,
