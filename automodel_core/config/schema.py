@@ -234,8 +234,9 @@ class EarlyStopping:
 class GuardSettings:
     """Faults that are looked for while training; what each one does when it finds one."""
 
-    non_finite: Literal["stop", "off"] = key(
-        "A loss or gradient that is NaN or infinite.", default="stop"
+    non_finite: Literal["stop", "skip", "off"] = key(
+        "A loss or gradient that is NaN or infinite; skip leaves the weights as they were.",
+        default="stop",
     )
     no_supervised_tokens: Literal["stop", "off"] = key(
         "An optimizer step in which every label is masked.", default="stop"

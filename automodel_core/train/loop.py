@@ -104,7 +104,7 @@ def train(run: Run) -> None:
             validate(run)
         while not run.finished:
             metrics = optimizer_step(run)
-            run.guards.after_step(metrics)
+            run.guards.after_step(metrics, run.data.last_samples)
             report(run, metrics)
             if stop:
                 raise saved_after_signal(run, stop.signal_name)
@@ -127,7 +127,7 @@ def optimizer_step(run: Run) -> StepMetrics:
     rates = set_learning_rates(run)
     loss = accumulate_gradients(run.objective, micro_batches, run.scaler)
     grad_norm = clip_gradients(run)
-    run.guards.take_step(run.step + 1, lambda: run.scaler.step(run.optimizer))
+    run.guards.take_step(run.step + 1, grad_norm, lambda: run.scaler.step(run.optimizer))
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
