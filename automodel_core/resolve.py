@@ -83,6 +83,12 @@ def _registered(record: Record) -> Resolved:
 
 
 def _not_trusted(name: str, kind: str | None, registry: Registry, trust: Trust) -> UserError:
+    if kind == "models" and name.startswith("transformers."):
+        ours = ", ".join(each.name for each in registry.targets(kind) if each.state == "ok")
+        return UserError(
+            f"`{name}` would read the weights before anything is checked.",
+            fix=f"write one that waits: {ours}",
+        )
     error = trust.refusal(name)
     # A slip of the pen is likelier than the wish for something unknown.
     near = did_you_mean(name, [*registry.aliases, *PENDING], cutoff=0.75)
