@@ -1,19 +1,14 @@
 """A run that was stopped and resumed is the run that was never stopped, bit for bit."""
 
 import contextlib
-import json
 import os
 import signal
 
 import attrs
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from automodel_core.train import loop
-
-# What no two runs share.
-TIMINGS = {"tps", "memory_gib", "seconds", "data_seconds"}
+from tests.same_run import assert_same_losses_and_tensors, assert_same_run
 
 # Six steps an epoch, the last of one sample; the schedule, the order and dropout all have a state.
 CHANGES = {
@@ -57,33 +52,6 @@ class Crash(Exception):
 
 def crash():
     raise Crash("pulled the plug")
-
-
-def untimed(records):
-    return [{k: v for k, v in record.items() if k not in TIMINGS} for record in records]
-
-
-def tensors(run):
-    """Weights and optimizer of the last checkpoint."""
-    found = {}
-    for path in sorted((run.folder / "latest").rglob("*.safetensors")):
-        found |= {f"{path.parent.name}/{name}": t for name, t in load_file(path).items()}
-    return found
-
-
-def state(run):
-    content = json.loads((run.folder / "latest" / "training" / "state.json").read_text())
-    return {name: value for name, value in content.items() if name != "seconds"}
-
-
-def assert_same_run(resumed, unbroken):
-    assert untimed(resumed.steps) == untimed(unbroken.steps)
-    assert untimed(resumed.validations) == untimed(unbroken.validations)
-    left, right = tensors(resumed), tensors(unbroken)
-    assert left.keys() == right.keys()
-    assert any("exp_avg" in name for name in left)
-    assert all(torch.equal(left[name], right[name]) for name in right)
-    assert state(resumed) == state(unbroken)
 
 
 @pytest.fixture(scope="session")
@@ -189,13 +157,7 @@ def test_max_steps_can_be_raised(automodel):
     automodel(constant)
     longer = automodel(constant | {"step_scheduler": {"max_steps": 6}})
     assert "Going on from" in longer.out
-    assert_same_weights_and_losses(longer, whole)
-
-
-def assert_same_weights_and_losses(left, right):
-    assert untimed(left.steps) == untimed(right.steps)
-    found, expected = tensors(left), tensors(right)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert_same_losses_and_tensors(longer, whole)
 
 
 # --resume, --fresh, and saved configurations
@@ -223,7 +185,7 @@ def test_resume_path_of_another_folder_brings_its_log_along(automodel):
     path = str(first.folder / "epoch_0_step_2")
     branch = automodel(EVERY, "--resume", path, folder="branch")
     assert branch.code == 0, branch.out
-    assert_same_weights_and_losses(branch, first)
+    assert_same_losses_and_tensors(branch, first)
     mixed = automodel(EVERY, "--resume", path, folder="branch")
     assert mixed.code == 2
     assert "already holds a run" in mixed.out
