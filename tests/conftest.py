@@ -118,6 +118,12 @@ def automodel(tmp_path, config_file, capsys):
     return run
 
 
+def logged(folder: Path) -> bytes:
+    """The training log so far."""
+    log = folder / "training.jsonl"
+    return log.read_bytes() if log.exists() else b""
+
+
 @attrs.frozen
 class Started:
     """A run in a process of its own.
@@ -125,15 +131,16 @@ class Started:
     Attributes:
         process: The process; its output is one stream.
         folder: Its run folder.
+        left: The log as an earlier process left it.
     """
 
     process: subprocess.Popen
     folder: Path
+    left: bytes
 
     def wait_for_step(self, step: int) -> None:
-        """Until that step is in the log."""
-        log = self.folder / "training.jsonl"
-        while not log.exists() or log.read_bytes().count(b"\n") < step:
+        """Until this process has written that step to the log."""
+        while (log := logged(self.folder)) == self.left or log.count(b"\n") < step:
             assert self.process.poll() is None, self.process.communicate()[0]
             time.sleep(0.002)
 
@@ -149,6 +156,7 @@ def started(tmp_path, config_file):
 
     def start(changes: dict | None = None, *arguments: str, folder: str = "run") -> Started:
         run_folder = tmp_path / folder
+        left = logged(run_folder)
         command = ["-m", "automodel_core", "run", config_file(changes, run_folder), *arguments]
         process = subprocess.Popen(
             [sys.executable, *command],
@@ -157,7 +165,7 @@ def started(tmp_path, config_file):
             text=True,
         )
         processes.append(process)
-        return Started(process, run_folder)
+        return Started(process, run_folder, left)
 
     yield start
     for process in processes:
