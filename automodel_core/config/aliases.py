@@ -34,6 +34,11 @@ def our_spelling(path: ConfigPath) -> ConfigPath:
     return path
 
 
+def spellings_in(section: ConfigPath) -> list[str]:
+    """The keys of a section that are other spellings."""
+    return [other[-1] for other in MOVES if other[:-1] == section]
+
+
 def move_aliases(document: Document) -> None:
     """Rewrite `document` in our spelling. A key that stands there in both spellings, with different
     values, is noted in its problems."""

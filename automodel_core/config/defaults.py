@@ -17,7 +17,7 @@ def inherit_dataloader(document: Document) -> None:
     loader, validation = document.get(("dataloader",)), document.get(("validation_dataloader",))
     if not isinstance(loader, dict) or not isinstance(validation, dict):
         return
-    for name in loader.keys() - validation.keys() - {"shuffle"}:
+    for name in [each for each in loader if each not in {*validation, "shuffle"}]:
         piece = document.part(("dataloader", name))
         piece.spellings.setdefault((), ("dataloader", name))
         document.graft(("validation_dataloader", name), piece)

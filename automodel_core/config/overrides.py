@@ -88,41 +88,43 @@ def apply(document: Document, each: Override) -> None:
     Raises:
         ConfigError: There is no such list item, section or key, or the value isn't YAML.
     """
-    value = None if each.value is None else read_typed(each.value, each.mark)
-    path = locate(document, each)
-    if value is None:
+    path = numbered(document, our_spelling(each.path))
+    if each.value is None:
         if not document.has(path):
-            raise each.refused(f"There is no `{dotted(path)}` to unset.")
+            raise each.refused(f"There is no `{dotted(each.path)}` to unset.")
         remove(document, path)
         return
+    value = read_typed(each.value, each.mark)
+    make_way(document, path, each)
     if document.has(path):
         document.cut(path)
     document.graft(path, value)
     document.keys[path] = each.mark
 
 
-def locate(document: Document, each: Override) -> ConfigPath:
-    """The path in our spelling, with numbers for list items; sections on the way are made."""
+def numbered(document: Document, words: ConfigPath) -> ConfigPath:
+    """The path with numbers for the items of lists."""
     path: ConfigPath = ()
-    words = our_spelling(each.path)
-    for depth, word in enumerate(words):
-        holder, is_last = document.get(path), depth + 1 == len(words)
-        if isinstance(holder, list):
-            name = list_index(word)
-            if name > len(holder) - (not is_last):
-                raise each.refused(
-                    f"`{dotted(path)}` is a list of {len(holder)}, without `{word}`."
-                )
-        elif isinstance(holder, dict):
-            name = word
-        else:
-            raise each.refused(f"`{dotted(path)}` is not a section.")
-        path = (*path, name)
-        if not is_last and each.value is not None and document.get(path) is None:
-            if document.has(path):
-                document.cut(path)
-            document.graft(path, Document({}, {(): each.mark}, {(): each.mark}))
+    for word in words:
+        in_list = isinstance(document.get(path), list)
+        path = (*path, list_index(word) if in_list else word)
     return path
+
+
+def make_way(document: Document, path: ConfigPath, each: Override) -> None:
+    """Make the sections that are still missing on the way to `path`."""
+    for depth in range(len(path)):
+        here, holder = path[:depth], document.get(path[:depth])
+        if holder is None:
+            if document.has(here):
+                document.cut(here)
+            document.graft(here, Document({}, {(): each.mark}, {(): each.mark}))
+        elif isinstance(holder, list):
+            is_last = depth + 1 == len(path)
+            if path[depth] > len(holder) - (not is_last):
+                raise each.refused(f"`{dotted(here)}` is a list of only {len(holder)}.")
+        elif not isinstance(holder, dict):
+            raise each.refused(f"`{dotted(here)}` is not a section.")
 
 
 def list_index(word: str) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import attrs
 
-from automodel_core.config.aliases import move_aliases
+from automodel_core.config.aliases import move_aliases, spellings_in
 from automodel_core.config.defaults import add_defaults, inherit_dataloader
 from automodel_core.config.document import Document
 from automodel_core.config.dtypes import read_dtype
@@ -126,8 +126,8 @@ class Structurer:
                 made[name] = self.missing(field, here)
             elif field.default is attrs.NOTHING:
                 made[name] = self.field(field, hints[name], {}, here)
-        for name in [] if host else [name for name in value if name not in known]:
-            self.unknown(name, known, path)
+        if host is None:
+            self.unknown(value, known, path)
         return cls(**{name: None if each is BAD else each for name, each in made.items()})
 
     def missing(self, field: attrs.Attribute, path: ConfigPath) -> Any:
@@ -136,10 +136,17 @@ class Structurer:
         hint = f"{field.metadata['doc']} Write {example}"
         return self.problem(path[:-1], f"{self.name(path)} is missing.", hint, on="key")
 
-    def unknown(self, name: str, known: set[str], path: ConfigPath) -> None:
+    def unknown(self, section: dict[str, Any], known: set[str], path: ConfigPath) -> None:
+        """Note every key of a section that is none of its class."""
         where = f" in {self.name(path)}" if path else ""
-        hint = did_you_mean(name, known) or f"known here: {', '.join(sorted(known))}"
-        self.problem((*path, name), f"There is no key `{name}`{where}.", hint, on="key")
+        for name in [name for name in section if name not in known]:
+            here = (*path, name)
+            if (spellings := spellings_in(here)) and isinstance(section[name], dict):
+                self.unknown(section[name], set(spellings), here)
+                continue
+            hint = did_you_mean(name, {*known, *spellings_in(path)})
+            listed = f"known here: {', '.join(sorted(known))}"
+            self.problem(here, f"There is no key `{name}`{where}.", hint or listed, on="key")
 
     def field(self, field: attrs.Attribute, annotation: Any, value: Any, path: ConfigPath) -> Any:
         """A field's value, after asking whether it is available yet."""
