@@ -15,7 +15,7 @@ from ruamel.yaml.reader import ReaderError
 from automodel_core.config.aliases import move_aliases
 from automodel_core.config.document import Document, paths_below
 from automodel_core.config.report import ConfigError, Mark, Problem
-from automodel_core.config.secrets import masked, secret_paths
+from automodel_core.config.secrets import is_secret, masked
 from automodel_core.config.variables import read_scalar
 from automodel_core.errors import ConfigPath
 
@@ -170,8 +170,8 @@ class Reader:
         if node.tag not in CORE_TAGS:
             raise self.error(node, f"YAML tags such as `{node.tag}` are not used here.")
         mark = self.mark(node)
-        if path in secret_paths() and isinstance(node.value, str) and "${" not in node.value:
-            mark = Mark(mark.file, mark.line, mark.column, "")  # it may span lines
+        if is_secret(path) and not is_variable(node) and self.fixed_mark is None:
+            mark = Mark(mark.file, mark.line, mark.column)  # not the line: it may be all secret
         self.document.values[path] = mark
         if isinstance(node, ScalarNode):
             self.count(node)
@@ -230,6 +230,11 @@ class Reader:
             if not isinstance(each, MappingNode):
                 raise self.error(each, "`<<` merges a mapping, or a list of mappings.")
             yield each
+
+
+def is_variable(node: Node) -> bool:
+    """Whether a node is a `${...}`."""
+    return isinstance(node, ScalarNode) and node.value.startswith("${")
 
 
 def is_merge(key: Node) -> bool:

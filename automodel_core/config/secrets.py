@@ -41,6 +41,11 @@ def secrets_in(section: type, path: ConfigPath) -> Iterator[ConfigPath]:
                 yield from secrets_in(inner, (*path, field.name))
 
 
+def is_secret(path: ConfigPath) -> bool:
+    """Whether `path` is a secret field, or in one."""
+    return any(path[: len(secret)] == secret for secret in secret_paths())
+
+
 @functools.cache
 def secret_value() -> re.Pattern[str]:
     """Finds what is written behind the name of a secret field, unless it is a `${VAR}`.

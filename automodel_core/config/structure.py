@@ -22,7 +22,7 @@ from automodel_core.config.dtypes import read_dtype
 from automodel_core.config.hints import NAMES, shown, type_hint
 from automodel_core.config.report import MASK, Problem
 from automodel_core.config.schema import RunConfig, Slot, Target, Use
-from automodel_core.config.secrets import secret_paths
+from automodel_core.config.secrets import is_secret
 from automodel_core.config.variables import Variable
 from automodel_core.errors import ConfigPath
 from automodel_core.wording import did_you_mean
@@ -84,7 +84,7 @@ class Structurer:
         written = self.document.get(path)
         if isinstance(written, Variable):
             return written.text
-        return MASK if path in secret_paths() else shown(value)
+        return MASK if is_secret(path) else shown(value)
 
     def resolved(self, value: Any, path: ConfigPath) -> Any:
         """`value` with its variables replaced; an unset one stays and fits anywhere."""
