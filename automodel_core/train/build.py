@@ -25,6 +25,7 @@ from automodel_core.train.checkpoint import (
 )
 from automodel_core.train.console import Console
 from automodel_core.train.context import RunContext
+from automodel_core.train.due import validation_owed
 from automodel_core.train.generation import (
     Answers,
     Question,
@@ -33,13 +34,14 @@ from automodel_core.train.generation import (
 )
 from automodel_core.train.guards import Guards, LostUpdates, check_trainable
 from automodel_core.train.head import check_head, split_head
-from automodel_core.train.loop import Run, forget_later_lines, restore, train, validation_owed
+from automodel_core.train.loop import train
 from automodel_core.train.observed import observed
 from automodel_core.train.precision import assert_precision
 from automodel_core.train.prepare import Prepared, check_space, prepare
 from automodel_core.train.quiet import quiet_libraries
 from automodel_core.train.resume import check_same_data, checkpoint_to_resume
 from automodel_core.train.rng import be_deterministic, seed_everything
+from automodel_core.train.run import Run
 from automodel_core.train.run_folder import (
     go_back_to,
     locked,
@@ -47,6 +49,7 @@ from automodel_core.train.run_folder import (
     point_to,
     prune,
 )
+from automodel_core.train.saving import forget_later_lines, restore
 from automodel_core.train.state import load_training_state
 from automodel_core.train.step import Objective
 from automodel_core.train.summary import print_plan, print_summary
@@ -132,7 +135,12 @@ def load(
             ranked=config.rng.ranked,
             rank=0,
         ),
-        guards=Guards(config.guards, console.say, LostUpdates.of(model)),
+        guards=Guards(
+            config.guards,
+            console.say,
+            LostUpdates.of(model),
+            loss_scaling=prepared.precision.loss_scaling,
+        ),
         writer=CheckpointWriter(
             background=config.checkpoint.async_save,
             published=after_publishing(config, context, folder),

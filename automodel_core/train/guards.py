@@ -115,11 +115,14 @@ class Guards:
 
     Attributes:
         warn: Prints a line.
+        loss_scaling: The scaler skips steps whose gradients overflow, which is how it finds its
+            scale; only a loss that isn't finite is a fault then.
     """
 
     settings: GuardSettings
     warn: Callable[[str], None]
     lost_updates: LostUpdates
+    loss_scaling: bool = False
     spikes: SpikeDetector = attrs.field(factory=SpikeDetector)
     _warned: set[str] = attrs.field(factory=set)
 
@@ -153,7 +156,9 @@ class Guards:
             metrics: The step's.
             samples: The numbers of its samples in the data set.
         """
-        fault = None if self.settings.non_finite == "off" else non_finite(metrics, samples)
+        overflow = self.loss_scaling and math.isfinite(metrics.loss)
+        watched = self.settings.non_finite != "off" and not overflow
+        fault = non_finite(metrics, samples) if watched else None
         if fault and self.settings.non_finite == "stop":
             raise GuardStop(
                 "non_finite",

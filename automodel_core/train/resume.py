@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from automodel_core.config.reading import load_files
+from automodel_core.config.report import ConfigError
 from automodel_core.config.variables import Variable
 from automodel_core.errors import ConfigPath, UserError
-from automodel_core.train.checkpoint import read_manifest
+from automodel_core.train.checkpoint import damaged, read_manifest
 from automodel_core.train.context import RunContext
 from automodel_core.train.run_folder import checkpoints_in, latest_checkpoint
 
@@ -101,8 +102,12 @@ def checkpoint_to_resume(folder: Path, context: RunContext) -> Path | None:
                 path=("checkpoint", "checkpoint_dir"),
             )
         saved_in = checkpoint / "config.yaml"
+        try:
+            saved = load_files([str(saved_in)]).tree
+        except ConfigError:
+            raise damaged(checkpoint, saved_in.name, "is no configuration") from None
         check_resume(
-            comparable(load_files([str(saved_in)]).tree),
+            comparable(saved),
             comparable(context.effective),
             override=context.resume_override,
             place=context.place,
