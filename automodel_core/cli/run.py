@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from automodel_core.cli.options import OVERRIDES, allowing, words
 from automodel_core.config.effective import effective_tree
 from automodel_core.config.report import render, render_user_error
 from automodel_core.config.schema import RunConfig
+from automodel_core.config.secrets import masked_words
 from automodel_core.errors import DONE, FAILED, INTERRUPTED, GuardStop, SavedAfterSignal, UserError
 from automodel_core.records import HOOKS
 from automodel_core.wording import did_you_mean
@@ -70,7 +72,7 @@ def run(
         resume_override=resume_override,
         fresh=fresh or SAVED_BY in loaded.document.tree,
         verbosity=-1 if quiet else verbose,
-        command=f"automodel run {' '.join(words)}",
+        command=shlex.join(["automodel", "run", *masked_words(words)]),
         place=loaded.document.wrote,
         allowed=[attrs.asdict(each) for each in loaded.targets.trust.allowed],
     )
@@ -100,22 +102,27 @@ def observers(loaded: Loaded, config: RunConfig, launcher: str | None) -> pluggy
 
 def finished(train: Callable[[], object], loaded: Loaded) -> int:
     """Run `train` and turn how it ended into a screen and an exit code."""
+
+    def say(text: str) -> None:
+        click.echo(loaded.redact(text), err=True)
+
     try:
         train()
     except UserError as error:
-        click.echo(render_user_error(error, loaded.document.place), err=True)
+        say(render_user_error(error, loaded.document.place))
         return error.exit_code
     except GuardStop as error:
-        click.echo(f"guard {error.guard}: {error.message}", err=True)
-        click.echo(f"    {error.fix}" if error.fix else "", err=True)
+        say(f"guard {error.guard}: {error.message}")
+        if error.fix:
+            say(f"    {error.fix}")
         return error.exit_code
     except SavedAfterSignal as error:
-        click.echo(error.message, err=True)
+        say(error.message)
         return error.exit_code
     except KeyboardInterrupt:
-        click.echo("Interrupted again: this step is not saved.", err=True)
+        say("Interrupted again: this step is not saved.")
         return INTERRUPTED
     except Exception:
-        traceback.print_exc(file=sys.stderr)
+        say(traceback.format_exc())
         return FAILED
     return DONE

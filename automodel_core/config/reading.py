@@ -19,7 +19,7 @@ from automodel_core.config.secrets import is_secret, masked
 from automodel_core.config.variables import read_scalar
 from automodel_core.errors import ConfigPath
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 200_000
 MAX_NODES = 50_000
 MAX_DEPTH = 50
 CORE_TAGS = frozenset(
@@ -109,11 +109,15 @@ def compose(text: str, path: str) -> Node | None:
 
 def syntax_problem(path: str, lines: list[str], error: MarkedYAMLError) -> Problem:
     """The parser's complaint at its place; the usual slips get a sentence of their own."""
-    place = error.problem_mark or error.context_mark
     message = (error.problem or error.context or "it can't be parsed").strip()
-    if place is None:
+    if message.startswith("but "):
+        message = f"{error.context} {message}"
+    places = [place for place in (error.problem_mark, error.context_mark) if place]
+    if not places:
         return Problem(f"This is not valid YAML: {message}.", Mark(path))
-    line = lines[place.line] if place.line < len(lines) else ""
+    # What isn't closed is only noticed at the end of the file; the beginning tells more.
+    place = next((each for each in places if lines[each.line].strip()), places[0])
+    line = lines[place.line]
     mark = Mark(path, place.line + 1, place.column + 1, line)
     if "\t" in line[: place.column + 1]:
         return Problem("A tab can't indent YAML.", mark, "write spaces")
@@ -217,6 +221,8 @@ class Reader:
                 raise self.error(key, f"`{name}` stands twice; first in line {own[name].line}.")
             own[name] = self.document.keys[here] = self.mark(key)
             result[name] = self.value(value, here)
+            if is_empty(value):  # the scanner has gone on to whatever comes next
+                self.document.values[here] = own[name]
         self.open.remove(id(node))
         return result
 
@@ -230,6 +236,11 @@ class Reader:
             if not isinstance(each, MappingNode):
                 raise self.error(each, "`<<` merges a mapping, or a list of mappings.")
             yield each
+
+
+def is_empty(node: Node) -> bool:
+    """Whether nothing at all is written behind a key."""
+    return node.value == "" and node.style is None
 
 
 def is_variable(node: Node) -> bool:

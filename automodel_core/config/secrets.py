@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -63,6 +63,13 @@ def masked(line: str) -> str:
     if match is None:
         return line
     return line[: match.start("value")] + "*" * len(match["value"])
+
+
+def masked_words(words: Sequence[str]) -> list[str]:
+    """The words of a command, to show and to save."""
+    options = {f"--{'.'.join(path)}" for path in secret_paths()}
+    pairs = zip(["", *words], words, strict=False)
+    return [MASK if before in options else masked(word) for before, word in pairs]
 
 
 def redactor(document: Document, environ: Mapping[str, str]) -> Callable[[str], str]:

@@ -110,7 +110,7 @@ class Structurer:
         """An instance of a section class, with None for what is wrong in it; BAD if all is."""
         if not isinstance(value, dict):
             wrong = f"{self.name(path)} must be a section, not {self.shown(path, value)}."
-            return self.problem(path, wrong, "" if value else "leave it out for the defaults")
+            return self.problem(path, wrong, "" if value else "write {} for the defaults")
         hints, fields = typing.get_type_hints(cls), attrs.fields_dict(cls)
         host = target_field(cls)
         known = {name for name in fields if name != host}

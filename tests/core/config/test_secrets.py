@@ -8,7 +8,7 @@ import pytest
 
 from automodel_core.config.effective import effective_tree, to_yaml
 from automodel_core.config.report import render
-from automodel_core.config.secrets import masked, redactor, secret_paths
+from automodel_core.config.secrets import masked, masked_words, redactor, secret_paths
 
 SECRET = "hunter2-and-more"
 
@@ -37,6 +37,13 @@ LINES = {
 @pytest.mark.parametrize("line", LINES)
 def test_lines_are_masked(line):
     assert masked(line) == LINES[line]
+
+
+def test_commands_are_masked():
+    words = ["a.yaml", f"wandb.api_key={SECRET}", "--wandb.api_key", SECRET, "--wandb.name", "n"]
+    stars = "*" * len(SECRET)
+    shown = ["a.yaml", f"wandb.api_key={stars}", "--wandb.api_key", "***", "--wandb.name", "n"]
+    assert masked_words(words) == shown
 
 
 FILES = {
