@@ -89,8 +89,10 @@ def read_text(path: str) -> str:
 
 def compose(text: str, path: str) -> Node | None:
     """The YAML node graph of a text; None for an empty one."""
+    parser = YAML(typ="safe", pure=True)
+    parser.composer.warn_double_anchors = False  # YAML allows to use a name again
     try:
-        return YAML(typ="safe", pure=True).compose(text)
+        return parser.compose(text)
     except MarkedYAMLError as error:
         raise ConfigError([syntax_problem(path, lines_of(text), error)]) from None
     except ReaderError as error:

@@ -52,7 +52,7 @@ class Problem:
     """
 
     message: str
-    mark: Mark | None
+    mark: Mark | None = None
     hint: str = ""
     severity: Literal["error", "warning"] = "error"
 
@@ -106,8 +106,9 @@ def printable(text: str) -> str:
 
 
 def as_object(problem: Problem) -> dict[str, Any]:
-    """A flat JSON object."""
-    mark = attrs.asdict(problem.mark) if problem.mark else {}
+    """A flat JSON object, with the same keys for every problem."""
+    nowhere = dict.fromkeys(attrs.fields_dict(Mark))
+    mark = attrs.asdict(problem.mark) if problem.mark else nowhere
     return mark | attrs.asdict(problem, filter=lambda field, _: field.name != "mark")
 
 
@@ -116,14 +117,17 @@ def as_github(problem: Problem) -> str:
     https://docs.github.com/actions/reference/workflow-commands-for-github-actions"""
     mark, text = problem.mark, " ".join(filter(None, (problem.message, problem.hint)))
     place = ""
-    if mark and mark.file != COMMAND_LINE:
+    if mark and mark.file == COMMAND_LINE:
+        text = f"{mark}: {text}"
+    elif mark:
         file = escaped(mark.file).replace(":", "%3A").replace(",", "%2C")
         place = f" file={file},line={mark.line or 1},col={mark.column or 1}"
     return f"::{problem.severity}{place}::{escaped(text)}"
 
 
 def escaped(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    """`text` in a workflow command, which ends with its line."""
+    return "%0A".join(printable(line).replace("%", "%25") for line in text.split("\n"))
 
 
 def render_user_error(error: UserError, place: Callable[[ConfigPath], Mark | None]) -> str:

@@ -325,8 +325,12 @@ class Slurm:
 class Plugins:
     """Which installed plugins may be used: distributions, `name`, `kind:name`, `owner/name`."""
 
-    disable: list[str] = key("Treat these as if they were not installed.", default=())
-    require: list[str] = key("Refuse to start unless these can be used.", default=())
+    disable: list[str] = key(
+        "Treat these as if they were not installed.", default=attrs.Factory(list)
+    )
+    require: list[str] = key(
+        "Refuse to start unless these can be used.", default=attrs.Factory(list)
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -68,4 +68,4 @@ def substitute(text: str, environ: Mapping[str, str]) -> str:
 
 def escape(text: str) -> str:
     """`text` written so that reading it gives it back."""
-    return re.sub(r"\$(?=\$|\{)", "$$$$", text)
+    return re.sub(r"\$(?=\$|\{)", "$$", text)
