@@ -9,7 +9,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
 from automodel_core.config.aliases import move_aliases
@@ -223,7 +223,7 @@ class Reader:
                 raise self.error(key, f"`{name}` stands twice; first in line {own[name].line}.")
             own[name] = self.document.keys[here] = self.mark(key)
             result[name] = self.value(value, here)
-            if is_empty(value):  # the scanner has gone on to whatever comes next
+            if is_empty(value) or is_below(value, key):
                 self.document.values[here] = own[name]
         self.open.remove(id(node))
         return result
@@ -241,8 +241,13 @@ class Reader:
 
 
 def is_empty(node: Node) -> bool:
-    """Whether nothing at all is written behind a key."""
+    """Whether nothing at all is written behind a key; the mark is then of whatever comes next."""
     return node.value == "" and node.style is None
+
+
+def is_below(value: Node, key: Node) -> bool:
+    """Whether a collection begins in a line below its key, which people take for its place."""
+    return isinstance(value, CollectionNode) and value.start_mark.line > key.start_mark.line
 
 
 def is_variable(node: Node) -> bool:

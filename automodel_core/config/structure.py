@@ -232,6 +232,9 @@ class Structurer:
             return self.problem(path, f"{self.name(path)} {wrong}", f"write {line}")
         if TARGET_KEY not in value and slot.default is None:
             wrong = f"{self.name(path)} needs a `{TARGET_KEY}`."
+            for name in value:
+                if hint := did_you_mean(name, [TARGET_KEY], cutoff=0.8):
+                    return self.problem((*path, name), wrong, hint, on="key")
             return self.problem(path, wrong, f"add {line}", on="key")
         name = self.target_name(value.get(TARGET_KEY, slot.default), path, f"write {line}")
         arguments = {k: self.argument(v, (*path, k)) for k, v in value.items() if k != TARGET_KEY}

@@ -73,6 +73,7 @@ two:
 
 def test_the_place_of_what_nobody_wrote_is_what_is_around_it(read):
     document = read().document
-    assert str(document.place(("step_scheduler", "num_epochs"))) == "config.yaml:7:3"
+    assert str(document.place(("step_scheduler", "num_epochs"))) == "config.yaml:6:1"
     assert str(document.place(("step_scheduler", "num_epochs"), on="key")) == "config.yaml:6:1"
+    assert str(document.place(("step_scheduler", "max_steps", 0))) == "config.yaml:7:14"
     assert str(document.place(("optimizer", "lr"))) == "config.yaml:1:1"
