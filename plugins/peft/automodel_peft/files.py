@@ -31,6 +31,8 @@ SUFFIXES = (
     "lora_magnitude_vector",
 )
 
+FIRST_FACTORS = ("lora_A.weight", "lora_embedding_A")
+
 # Kinds of LoRA that PEFT knows and that are not understood here, with the value that means absent.
 FOREIGN: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none", None),
@@ -68,22 +70,14 @@ class SavedAdapter:
     others: Mapping[str, torch.Tensor]
 
     @property
-    def use_dora(self) -> bool:
-        return bool(self.config.get("use_dora"))
-
-    @property
-    def use_rslora(self) -> bool:
-        return bool(self.config.get("use_rslora"))
-
-    @property
     def trained(self) -> tuple[str, ...]:
         """The names of modules that train as a whole."""
         return tuple(self.config.get("modules_to_save") or ())
 
     def rank(self, module: str) -> int:
         """Of a module's update, from its tensors."""
-        a = next(t for name, t in self.adapted[module].items() if name.endswith(SUFFIXES[::2][:2]))
-        return a.shape[0]
+        tensors = self.adapted[module]
+        return next(tensors[name].shape[0] for name in FIRST_FACTORS if name in tensors)
 
     def alpha(self, module: str) -> float:
         """Of a module, by PEFT's rule: the first pattern that matches the end of its name."""

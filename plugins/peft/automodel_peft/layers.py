@@ -64,6 +64,14 @@ class AdaptedLayer(nn.Module):
         """How many parameters `adapt` adds that train."""
         return rank * (features_in + features_out)
 
+    def trained_factors(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """The two parameters of the update, first A and then B."""
+        raise NotImplementedError
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A `[rank, features_in]` and B `[features_out, rank]`; the update is `scale * B A`."""
+        return self.trained_factors()
+
     @property
     def stored_rank(self) -> int:
         """The rank of the update in a file."""
@@ -85,11 +93,7 @@ class AdaptedLayer(nn.Module):
 
     def unused(self) -> bool:
         """Whether the update is still zero, because one of its factors is."""
-        return any(
-            parameter.requires_grad and not parameter.detach().any()
-            for name, parameter in self.named_parameters(recurse=False)
-            if name.startswith("lora_") and parameter.ndim == 2
-        )
+        return not all(factor.detach().any() for factor in self.factors())
 
 
 class LoraLinear(AdaptedLayer):
@@ -106,8 +110,7 @@ class LoraLinear(AdaptedLayer):
         self.lora_A = new_parameter(a, self, settings)
         self.lora_B = new_parameter(torch.zeros(features_out, settings.rank), self, settings)
 
-    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A `[rank, features_in]` and B `[features_out, rank]` of the update."""
+    def trained_factors(self) -> tuple[nn.Parameter, nn.Parameter]:
         return self.lora_A, self.lora_B
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -133,8 +136,7 @@ class LoraEmbedding(AdaptedLayer):
         self.lora_embedding_A = new_parameter(zero, self, settings)
         self.lora_embedding_B = new_parameter(b, self, settings)
 
-    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A `[rank, vocabulary]` and B `[features, rank]` of the update."""
+    def trained_factors(self) -> tuple[nn.Parameter, nn.Parameter]:
         return self.lora_embedding_A, self.lora_embedding_B
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
@@ -173,6 +175,9 @@ def new_parameter(
 
 
 def oriented_weight(module: nn.Module) -> torch.Tensor:
-    """The weight as `[features_out, features_in]`, whichever way the layer stores it."""
+    """The weight as `[features_out, features_in]`, whichever way the layer stores it.
+
+    An embedding is a linear layer from its vocabulary.
+    """
     transposed = isinstance(module, Conv1D | nn.Embedding)
     return module.weight.detach().t() if transposed else module.weight.detach()

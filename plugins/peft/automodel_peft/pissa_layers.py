@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 import torch
 
+from automodel_core.errors import UserError
 from automodel_peft.layers import (
     AdaptedLayer,
     LayerSettings,
@@ -34,7 +35,7 @@ class _Principal(AdaptedLayer):
 
     def adapt(self, settings: LayerSettings) -> None:
         super().adapt(settings)
-        for parameter in super().factors():
+        for parameter in self.trained_factors():
             parameter.data.zero_()
         a, b = principal_factors(oriented_weight(self), settings)
         self.register_buffer("start_A", a.to(settings.dtype), persistent=False)
@@ -42,7 +43,7 @@ class _Principal(AdaptedLayer):
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """`[A + dA; dA]` and `[dB, B]`, the update of rank 2r."""
-        change_a, change_b = super().factors()
+        change_a, change_b = self.trained_factors()
         return (
             torch.cat([self.start_A + change_a, change_a]),
             torch.cat([change_b, self.start_B], dim=1),
@@ -63,7 +64,7 @@ class _Principal(AdaptedLayer):
         a, b = (tensors[name] for name in self.stored)
         moved_a, change_a = a.chunk(2)
         change_b, start_b = b.chunk(2, dim=1)
-        for parameter, change in zip(super().factors(), (change_a, change_b), strict=True):
+        for parameter, change in zip(self.trained_factors(), (change_a, change_b), strict=True):
             parameter.data.copy_(change)
         # On the machine that wrote it, the decomposition is the same to the last bit.
         if not torch.equal(self.start_B.cpu(), start_b.cpu()):
@@ -87,8 +88,17 @@ def principal_factors(
 
     By the randomised decomposition of Halko et al. 2009 (https://arxiv.org/abs/0909.4061), which for
     a weight of 4096 x 4096 takes a hundredth of the time of the exact one.
+
+    Raises:
+        UserError: The weight is too small for that rank.
     """
     rank, device = settings.rank, weight.device
+    if rank > min(weight.shape):
+        raise UserError(
+            f"A weight of {weight.shape[0]} x {weight.shape[1]} has no principal part of rank {rank}.",
+            fix="write a smaller dim, or a smaller rank for that module in rank_pattern",
+            argument="dim",
+        )
     dimensions = min(rank + OVERSAMPLING, *weight.shape)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
