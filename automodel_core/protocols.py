@@ -158,9 +158,9 @@ class Selection(NamedTuple):
 class Adapter(Protocol):
     """Trains something small in, or beside, a model that stays as it is.
 
-    The engine calls `apply` once, on the whole model with its weights read, before anything wraps or
-    shards it; and `load` after it when a run goes on from a checkpoint. All methods are given the
-    model itself, not a wrapper.
+    The engine calls `apply` once, on the whole model with its weights read, before anything wraps
+    or shards it; and `load` after it when a run goes on from a checkpoint. All methods are given
+    the model itself, not a wrapper.
 
     Attributes:
         dtype: What trains is held in this; the precision plan shows it.

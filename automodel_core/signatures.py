@@ -85,7 +85,7 @@ def read_signature(place: Place) -> Signature | None:
 
 
 def documented(signature: Signature, text: str) -> Signature:
-    """The signature with what a docstring says about each parameter; what is known otherwise stays."""
+    """The signature with what a docstring says about its parameters; what a base said stays."""
     docs = argument_docs(text)
     parameters = (
         attrs.evolve(each, doc=docs.get(each.name, each.doc)) for each in signature.parameters

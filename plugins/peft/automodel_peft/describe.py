@@ -48,7 +48,9 @@ def _notes(model: nn.Module, plan: Plan) -> list[str]:
     """What the user may not expect: patterns without a meaning, tied weights that part."""
     notes = list(plan.notes)
     for name, module in plan.trained.items():
-        notes += [f"{name} was tied to {tied}, which stays frozen" for tied in sharers(model, module)]
+        notes += [
+            f"{name} was tied to {tied}, which stays frozen" for tied in sharers(model, module)
+        ]
     for name, planned in plan.adapted.items():
         if isinstance(planned.module, nn.Embedding):
             shared = sharers(model, planned.module)

@@ -1,7 +1,7 @@
 """DoRA: the direction of each row of a weight is tuned by a low-rank update, its length by itself.
 
 Liu et al. 2024, https://arxiv.org/abs/2402.09353: `m * (W + s B A) / |W + s B A|`, with one length
-and one `m` per output feature. The lengths follow the update without a gradient (their section 4.3).
+and one `m` per output feature. The lengths follow the update without a gradient (section 4.3).
 """
 
 from __future__ import annotations

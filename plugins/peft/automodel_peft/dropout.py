@@ -1,8 +1,8 @@
 """Dropout that is a function of its seed, so that its mask never has to be kept.
 
-The seed is drawn from PyTorch's generator on the CPU, whose state belongs to every checkpoint and is
-put back when activation checkpointing computes a layer again. The backward pass draws the same mask
-from the same seed, where torch.nn.Dropout keeps both the mask and the masked copy of its input.
+The seed is drawn from PyTorch's generator on the CPU, whose state belongs to every checkpoint and
+is put back when activation checkpointing computes a layer again. The backward pass draws the same
+mask from the same seed, where torch.nn.Dropout keeps the mask and its output is kept too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Adapter folders as PEFT writes and reads them: adapter_config.json, adapter_model.safetensors.
 
-Tensors go by `base_model.model.<module>.<tensor>`, as in `...q_proj.lora_A.weight`. The configuration
-names every adapted module in full, so that PEFT adapts exactly these.
+Tensors go by `base_model.model.<module>.<tensor>`, as in `...q_proj.lora_A.weight`. The
+configuration names every adapted module in full, so that PEFT adapts exactly these.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if start.startswith(CHANGES_BASE):
         raise UserError(
             f"{folder} belongs to a base model that {start} changed, not to the original.",
-            fix="convert it in PEFT: save_pretrained(..., path_initial_model_for_weight_conversion)",
+            fix="convert it with PEFT: save_pretrained with path_initial_model_for_weight_conversion",
             argument="adapter_path",
         )
     return config

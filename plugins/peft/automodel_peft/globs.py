@@ -1,9 +1,9 @@
 """What a pattern over module names means.
 
-A pattern matches whole dotted names. Dots are literal and `*` stands for any text, dots included, so
-that `*.layers.1.*` is layer 1 and not layer 11. Two conveniences: a pattern without a dot is also
-tried on the last part of the name (`q_proj`), and a leading `*.` may stand for nothing, so that
-`*.q_proj` finds a `q_proj` at the root.
+A pattern matches whole dotted names. Dots are literal and `*` stands for any text, dots included,
+so that `*.layers.1.*` is layer 1 and not layer 11. Two conveniences: a pattern without a dot is
+also tried on the last part of the name (`q_proj`), and a leading `*.` may stand for nothing, so
+that `*.q_proj` finds a `q_proj` at the root.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Frozen layers with a low-rank update beside them.
 
 A layer is adapted where it stands: it becomes an instance of a class made of its own and one from
-here, as torch.nn.utils.parametrize does. Its parameters keep their names, its hooks and whoever holds
-a reference to it keep working, and what its own class does to its input (scaled embeddings,
-quantised products) still happens.
+here, as torch.nn.utils.parametrize does. Its parameters keep their names, its hooks and whoever
+holds a reference to it keep working, and what its own class does (scaled embeddings, quantised
+products) still happens.
 """
 
 from __future__ import annotations
@@ -167,9 +167,7 @@ def mixed_with(kind: type[nn.Module], own: type[nn.Module]) -> type[nn.Module]:
     return type(f"{kind.__name__}Of{own.__name__}", (kind, own), {"__module__": kind.__module__})
 
 
-def new_parameter(
-    values: torch.Tensor, beside: nn.Module, settings: LayerSettings
-) -> nn.Parameter:
+def new_parameter(values: torch.Tensor, beside: nn.Module, settings: LayerSettings) -> nn.Parameter:
     """A parameter of the adapter's dtype, where the layer's weight is."""
     return nn.Parameter(values.to(device=beside.weight.device, dtype=settings.dtype))
 

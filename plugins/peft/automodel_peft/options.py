@@ -83,8 +83,9 @@ def check_variant(saved: SavedAdapter, config: PeftConfig) -> None:
     for key, variant in (("use_dora", "dora"), ("use_rslora", "rslora")):
         used = bool(saved.config.get(key))
         if used != getattr(config, key):
+            has = f"it has {key}: {str(used).lower()}"
             raise UserError(
-                f"{saved.folder} has {key}: {str(used).lower()}, so it is no {config.name} adapter.",
+                f"{saved.folder} holds no {config.name} adapter: {has}.",
                 fix=f"write _target_: {variant if used else 'lora'}",
                 argument="adapter_path",
             )

@@ -1,13 +1,13 @@
 """PiSSA: the update starts from the principal part of the weight.
 
-Meng et al. 2024, https://arxiv.org/abs/2404.02948: with `W = U S V^T`, `A = sqrt(S_r / s) V_r^T` and
-`B = U_r sqrt(S_r / s)` train, and the rest of W is frozen. Here W stays whole, and what trains are the
-changes dA and dB of the two factors: the update is
+Meng et al. 2024, https://arxiv.org/abs/2404.02948: with `W = U S V^T`, `A = sqrt(S_r / s) V_r^T`
+and `B = U_r sqrt(S_r / s)` train, and the rest of W is frozen. Here W stays whole, and what trains
+are the changes dA and dB of the two factors: the update is
 
     (B + dB) (A + dA) - B A  =  dB (A + dA) + B dA,
 
-a matrix of rank 2r that is exactly zero at the start. It has the gradients of PiSSA, loses no digit of
-a bfloat16 weight, and is what other programs open: an ordinary LoRA of rank 2r on the original model.
+a matrix of rank 2r that is exactly zero at the start. It has the gradients of PiSSA, loses no digit
+of a bfloat16 weight, and is what other programs open: a LoRA of rank 2r on the original model.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def principal_factors(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A `[rank, features_in]` and B `[features_out, rank]`; `scale * B A` is the principal part.
 
-    By the randomised decomposition of Halko et al. 2009 (https://arxiv.org/abs/0909.4061), which for
-    a weight of 4096 x 4096 takes a hundredth of the time of the exact one.
+    By the randomised decomposition of Halko et al. 2009 (https://arxiv.org/abs/0909.4061), which
+    is many times faster than the exact one on large weights.
 
     Raises:
         UserError: The weight is too small for that rank.
@@ -95,7 +95,7 @@ def principal_factors(
     rank, device = settings.rank, weight.device
     if rank > min(weight.shape):
         raise UserError(
-            f"A weight of {weight.shape[0]} x {weight.shape[1]} has no principal part of rank {rank}.",
+            f"A weight of {weight.shape[0]} x {weight.shape[1]} has no part of rank {rank}.",
             fix="write a smaller dim, or a smaller rank for that module in rank_pattern",
             argument="dim",
         )

@@ -104,6 +104,5 @@ def _trained_in(model: nn.Module, saved: SavedAdapter) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if name.endswith(saved.trained)
-        and any(key.startswith(f"{name}.") for key in saved.others)
+        if name.endswith(saved.trained) and any(key.startswith(f"{name}.") for key in saved.others)
     }
