@@ -137,7 +137,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if start.startswith(CHANGES_BASE):
         raise UserError(
             f"{folder} belongs to a base model that {start} changed, not to the original.",
-            fix="convert it with PEFT: save_pretrained with path_initial_model_for_weight_conversion",
+            fix="convert it: save_pretrained takes path_initial_model_for_weight_conversion",
             argument="adapter_path",
         )
     return config
