@@ -41,7 +41,7 @@ class _Lengths(AdaptedLayer):
         `|w + s b A|^2 = |w|^2 + 2 s (A w) . b + s^2 b (A A^T) . b`, row by row.
         """
         a, b = (factor.float() for factor in self.factors())
-        weight, scale = oriented_weight(self), self.settings.scale
+        weight, scale = oriented_weight(self), self.lora_scale
         crossed = (weight @ a.t().to(weight.dtype)).float() * b
         squared = (b @ (a @ a.t())) * b
         update = (2 * scale * crossed + scale**2 * squared).sum(dim=1)

@@ -57,7 +57,9 @@ class AdaptedLayer(nn.Module):
 
     def adapt(self, settings: LayerSettings) -> None:
         """Add the new parameters; the layer computes what it did before."""
-        raise NotImplementedError
+        self.settings = settings
+        # A module's own numbers are constants to torch.compile; those of a record are not.
+        self.lora_scale, self.lora_dropout = settings.scale, settings.dropout
 
     @classmethod
     def parameters_needed(cls, features_in: int, features_out: int, rank: int) -> int:
@@ -102,8 +104,8 @@ class LoraLinear(AdaptedLayer):
     stored: ClassVar[Mapping[str, str]] = {"lora_A.weight": "lora_A", "lora_B.weight": "lora_B"}
 
     def adapt(self, settings: LayerSettings) -> None:
+        super().adapt(settings)
         features_in, features_out = in_and_out(self)
-        self.settings = settings
         a = torch.empty(settings.rank, features_in)
         generator = torch.Generator().manual_seed(settings.seed)
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
@@ -115,8 +117,8 @@ class LoraLinear(AdaptedLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., features_in]` to `[..., features_out]`."""
-        dropout = self.settings.dropout if self.training else 0.0
-        return add_low_rank(super().forward(x), x, self.factors(), self.settings.scale, dropout)
+        dropout = self.lora_dropout if self.training else 0.0
+        return add_low_rank(super().forward(x), x, self.factors(), self.lora_scale, dropout)
 
 
 class LoraEmbedding(AdaptedLayer):
@@ -128,8 +130,8 @@ class LoraEmbedding(AdaptedLayer):
     }
 
     def adapt(self, settings: LayerSettings) -> None:
+        super().adapt(settings)
         vocabulary, features = in_and_out(self)
-        self.settings = settings
         generator = torch.Generator().manual_seed(settings.seed)
         b = torch.randn(features, settings.rank, generator=generator)
         zero = torch.zeros(settings.rank, vocabulary)
@@ -149,7 +151,7 @@ class LoraEmbedding(AdaptedLayer):
         multiplier = getattr(self, "embed_scale", None)
         if multiplier is not None:
             update = update * multiplier.to(output.dtype)
-        return torch.add(output, update, alpha=self.settings.scale)
+        return torch.add(output, update, alpha=self.lora_scale)
 
 
 def adapt_in_place(

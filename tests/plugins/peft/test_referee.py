@@ -18,7 +18,7 @@ from automodel_peft.rslora import RsLora
 from tests.plugins.peft.models import VOCABULARY, adapted, llama, logits, train
 
 LAYERS = ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]
-STEPS = 50
+STEPS, RATE = 50, 3e-3
 VARIANTS = {
     "lora": (PeftConfig, {}),
     "rslora": (RsLora, {"use_rslora": True}),
@@ -59,8 +59,8 @@ def test_the_losses_of_a_run(variant, bias, tmp_path):
     config = make(dim=4, alpha=8, include_modules=LAYERS)
     mine, theirs = adapted(config, base), of_peft(base, **settings)
     copy_start(theirs, mine)
-    expected = train(theirs, trainable(theirs), STEPS)
-    assert_same_losses(train(mine, config.parameter_groups(mine, 1e-2), STEPS), expected)
+    expected = train(theirs, trainable(theirs), STEPS, RATE)
+    assert_same_losses(train(mine, config.parameter_groups(mine, RATE), STEPS), expected)
     assert (logits(mine) - logits(theirs)).abs().max() < 1e-3
 
     config.save(mine, tmp_path, config.state(mine), "base", None)
@@ -75,8 +75,8 @@ def test_embeddings(variant):
     config = make(dim=4, alpha=8, include_modules=layers)
     mine, theirs = adapted(config, base), of_peft(base, layers, **settings)
     copy_start(theirs, mine)
-    expected = train(theirs, trainable(theirs), STEPS)
-    assert_same_losses(train(mine, config.parameter_groups(mine, 1e-2), STEPS), expected)
+    expected = train(theirs, trainable(theirs), STEPS, RATE)
+    assert_same_losses(train(mine, config.parameter_groups(mine, RATE), STEPS), expected)
 
 
 def test_layers_that_store_their_weight_the_other_way():
@@ -90,8 +90,8 @@ def test_layers_that_store_their_weight_the_other_way():
         mine = adapted(config, base)
         theirs = of_peft(base, ["c_attn", "c_fc"], fan_in_fan_out=True, **settings)
         copy_start(theirs, mine)
-        expected = train(theirs, trainable(theirs), 20)
-        assert_same_losses(train(mine, config.parameter_groups(mine, 1e-2), 20), expected)
+        expected = train(theirs, trainable(theirs), 20, RATE)
+        assert_same_losses(train(mine, config.parameter_groups(mine, RATE), 20), expected)
 
 
 def test_ranks_and_alphas_by_pattern_and_whole_modules():
@@ -112,8 +112,8 @@ def test_ranks_and_alphas_by_pattern_and_whole_modules():
     )
     mine = adapted(config, base)
     copy_start(theirs, mine)
-    expected = train(theirs, trainable(theirs), STEPS)
-    assert_same_losses(train(mine, config.parameter_groups(mine, 1e-2), STEPS), expected)
+    expected = train(theirs, trainable(theirs), STEPS, RATE)
+    assert_same_losses(train(mine, config.parameter_groups(mine, RATE), STEPS), expected)
 
 
 def test_the_two_rates_of_lora_plus():
@@ -122,11 +122,11 @@ def test_the_two_rates_of_lora_plus():
     mine, theirs = adapted(config, base), of_peft(base)
     copy_start(theirs, mine)
     optimizer = create_loraplus_optimizer(
-        theirs, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=4.0, loraplus_weight_decay=0.0
+        theirs, torch.optim.AdamW, lr=RATE, loraplus_lr_ratio=4.0, loraplus_weight_decay=0.0
     )
     groups = [group for group in optimizer.param_groups if group["params"]]
     expected = train(theirs, [{k: g[k] for k in ("params", "lr")} for g in groups], STEPS)
-    assert_same_losses(train(mine, config.parameter_groups(mine, 1e-2), STEPS), expected)
+    assert_same_losses(train(mine, config.parameter_groups(mine, RATE), STEPS), expected)
 
 
 def test_the_principal_part_that_pissa_starts_from(monkeypatch):
@@ -140,8 +140,8 @@ def test_the_principal_part_that_pissa_starts_from(monkeypatch):
     base = llama()
     config = Pissa(dim=4, alpha=8, include_modules=LAYERS)
     mine, theirs = adapted(config, base), of_peft(base, init_lora_weights="pissa")
-    expected = train(theirs, trainable(theirs), STEPS)
-    assert_same_losses(train(mine, config.parameter_groups(mine, 1e-2), STEPS), expected)
+    expected = train(theirs, trainable(theirs), STEPS, RATE)
+    assert_same_losses(train(mine, config.parameter_groups(mine, RATE), STEPS), expected)
 
 
 def test_the_randomised_decomposition_finds_the_principal_part():
