@@ -8,6 +8,7 @@ with the arguments of its YAML section:
     datasets       `automodel.datasets`      a Dataset: tokenised samples, by index
     collators      `automodel.collators`     called with a list of samples; returns a Batch
     losses         `automodel.losses`        a Loss
+    peft           `automodel.peft`          an Adapter
     optimizers     `automodel.optimizers`    a torch.optim.Optimizer; called with the parameters
     dataloaders    `automodel.dataloaders`   an iterable loader; called with the dataset first
     rng            `automodel.rng`           a StatefulRNG
@@ -21,7 +22,7 @@ is given it by the engine.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,6 +139,91 @@ class Loss(Protocol):
     input: Literal["logits", "hidden_states"]
 
     def __call__(self, *args: Any) -> torch.Tensor: ...
+
+
+class Selection(NamedTuple):
+    """What an adapter changes in a model.
+
+    Attributes:
+        modules: The whole dotted names of the modules that it adapts or trains.
+        trainable: How many parameters train.
+        lines: The choice in words, for the terminal.
+    """
+
+    modules: tuple[str, ...]
+    trainable: int
+    lines: tuple[str, ...]
+
+
+class Adapter(Protocol):
+    """Trains something small in, or beside, a model that stays as it is.
+
+    The engine calls `apply` once, on the whole model with its weights read, before anything wraps
+    or shards it; and `load` after it when a run goes on from a checkpoint. All methods are given
+    the model itself, not a wrapper.
+
+    Attributes:
+        dtype: What trains is held in this; the precision plan shows it.
+    """
+
+    dtype: torch.dtype
+
+    def select(self, model: PreTrainedModel) -> Selection:
+        """What `apply` would do. The model may be without weights (on PyTorch's meta device).
+
+        Raises:
+            UserError: Nothing in the model fits what the YAML asks for.
+        """
+        ...
+
+    def apply(self, model: PreTrainedModel) -> Selection:
+        """Freeze the model and add what trains, drawn from the run's seed; exactly that requires a
+        gradient afterwards."""
+        ...
+
+    def parameter_groups(self, model: PreTrainedModel, lr: float) -> list[dict[str, Any]]:
+        """All that trains, as an optimizer takes it: groups with `params` and `lr`, and whatever
+        else differs between them."""
+        ...
+
+    def state(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+        """What a checkpoint must hold, by the names that the file gives it. Not copied."""
+        ...
+
+    def save(
+        self,
+        model: PreTrainedModel,
+        folder: Path,
+        state: Mapping[str, torch.Tensor],
+        base_name: str,
+        revision: str | None,
+    ) -> None:
+        """Write a folder that other programs open.
+
+        Args:
+            model: Says what was adapted; its tensors may have moved on since `state`.
+            folder: Where to; it may not exist yet.
+            state: What `state` gave, copied since.
+            base_name: The model that was adapted, as a user would write it.
+            revision: Its resolved commit, for a Hub model.
+        """
+        ...
+
+    def load(self, model: PreTrainedModel, folder: Path) -> None:
+        """Take over what `save` wrote, to the last bit, after `apply`.
+
+        Raises:
+            UserError: The folder holds something else than this adapter.
+        """
+        ...
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Called after training, before a save.
+
+        Raises:
+            GuardStop: Nothing has changed since `apply`, or something trains that should not.
+        """
+        ...
 
 
 class StatefulRNG(Protocol):

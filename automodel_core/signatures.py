@@ -85,9 +85,11 @@ def read_signature(place: Place) -> Signature | None:
 
 
 def documented(signature: Signature, text: str) -> Signature:
-    """The signature with what a docstring says about each parameter."""
+    """The signature with what a docstring says about its parameters; what a base said stays."""
     docs = argument_docs(text)
-    parameters = (attrs.evolve(each, doc=docs.get(each.name, "")) for each in signature.parameters)
+    parameters = (
+        attrs.evolve(each, doc=docs.get(each.name, each.doc)) for each in signature.parameters
+    )
     return attrs.evolve(signature, parameters=tuple(parameters))
 
 
@@ -201,8 +203,7 @@ def _base_signatures(place: Place, node: ast.ClassDef) -> Iterator[Signature | N
         name = dotted_text(base.value if isinstance(base, ast.Subscript) else base) or "?"
         if qualified(place.module, name) not in NEUTRAL_BASES:
             found = follow(place.module, name.split("."))
-            is_class = isinstance(found.node, ast.ClassDef)
-            yield _class_signature(found, found.node) if is_class else None
+            yield read_signature(found) if isinstance(found.node, ast.ClassDef) else None
 
 
 def _has_metaclass(node: ast.ClassDef) -> bool:

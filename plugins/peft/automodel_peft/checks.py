@@ -1,0 +1,65 @@
+"""Guards: an adapter that trained has changed, and nothing else has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from automodel_core.errors import GuardStop
+from automodel_peft.layers import AdaptedLayer
+from automodel_peft.trained import TrainedModule
+
+# Of each tensor that trains: its sum and its sum of squares, in float64.
+Fingerprints = Mapping[str, tuple[float, float]]
+
+
+def fingerprints(model: nn.Module) -> Fingerprints:
+    """What all that trains is like now, read from the device at once."""
+    training = {
+        name: p.detach().double() for name, p in model.named_parameters() if p.requires_grad
+    }
+    sums = [torch.stack([values.sum(), values.square().sum()]) for values in training.values()]
+    return dict(zip(training, map(tuple, torch.stack(sums).tolist()), strict=True))
+
+
+def check_trainable(model: nn.Module) -> None:
+    """frozen_weights_train: only adapters and the modules named to train require a gradient.
+
+    Raises:
+        GuardStop: Something else does.
+    """
+    ours = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, AdaptedLayer | TrainedModule)
+        for parameter in module.parameters()
+    }
+    strange = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in ours]
+    if strange:
+        raise GuardStop(
+            "frozen_weights_train",
+            f"{len(strange)} parameters train that belong to no adapter, such as {strange[0]}.",
+            fix="name their modules in peft.modules_to_save if they should",
+        )
+
+
+def check_changed(model: nn.Module, start: Fingerprints) -> None:
+    """adapter_unchanged: something was learned.
+
+    Raises:
+        GuardStop: Every tensor is as it was at the start, or every update is still zero.
+    """
+    layers = [module for module in model.modules() if isinstance(module, AdaptedLayer)]
+    if fingerprints(model) == start:
+        what = "None of the adapter's tensors has changed since the start."
+    elif layers and all(layer.unused() for layer in layers):
+        what = "The update of every adapted layer is still zero."
+    else:
+        return
+    raise GuardStop(
+        "adapter_unchanged",
+        f"{what} The adapted modules take no part in the loss, or the learning rate is zero.",
+        fix="look at lr, and at which modules peft.include_modules selects",
+    )

@@ -1,0 +1,183 @@
+"""Frozen layers with a low-rank update beside them.
+
+A layer is adapted where it stands: it becomes an instance of a class made of its own and one from
+here, as torch.nn.utils.parametrize does. Its parameters keep their names, its hooks and whoever
+holds a reference to it keep working, and what its own class does (scaled embeddings, quantised
+products) still happens.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import attrs
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from automodel_peft.candidates import in_and_out
+from automodel_peft.low_rank import add_low_rank
+
+
+@attrs.frozen(kw_only=True)
+class LayerSettings:
+    """What one layer is adapted with.
+
+    Attributes:
+        rank: Of the update.
+        alpha: As the YAML gives it; files record it.
+        scale: What the update is multiplied by, from alpha and rank.
+        dropout: Probability that an input of the update is dropped, while training.
+        dtype: Of the new parameters.
+        seed: Of their first values.
+    """
+
+    rank: int
+    alpha: float
+    scale: float
+    dropout: float
+    dtype: torch.dtype
+    seed: int
+
+
+class AdaptedLayer(nn.Module):
+    """What every adapted layer has; mixed in before the layer's own class.
+
+    Attributes:
+        stored: What a file calls its tensors, without the layer's name -> the parameter.
+        settings: What it was adapted with.
+    """
+
+    stored: ClassVar[Mapping[str, str]]
+    settings: LayerSettings
+
+    def adapt(self, settings: LayerSettings) -> None:
+        """Add the new parameters; the layer computes what it did before."""
+        self.settings = settings
+        # A module's own numbers are constants to torch.compile; those of a record are not.
+        self.lora_scale, self.lora_dropout = settings.scale, settings.dropout
+
+    @classmethod
+    def parameters_needed(cls, features_in: int, features_out: int, rank: int) -> int:
+        """How many parameters `adapt` adds that train."""
+        return rank * (features_in + features_out)
+
+    def trained_factors(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """The two parameters of the update, first A and then B."""
+        raise NotImplementedError
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A `[rank, features_in]` and B `[features_out, rank]`; the update is `scale * B A`."""
+        return self.trained_factors()
+
+    @property
+    def stored_rank(self) -> int:
+        """The rank of the update in a file."""
+        return self.settings.rank
+
+    @property
+    def stored_alpha(self) -> float:
+        """The alpha that belongs to `stored_rank`."""
+        return self.settings.alpha
+
+    def stored_tensors(self) -> dict[str, torch.Tensor]:
+        """What a file holds of this layer."""
+        return {name: getattr(self, parameter) for name, parameter in self.stored.items()}
+
+    def load_stored(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `stored_tensors` gave; names and shapes are checked before."""
+        for name, parameter in self.stored.items():
+            getattr(self, parameter).data.copy_(tensors[name])
+
+    def unused(self) -> bool:
+        """Whether the update is still zero, because one of its factors is."""
+        return not all(factor.detach().any() for factor in self.factors())
+
+
+class LoraLinear(AdaptedLayer):
+    """`W x + b + scale * B A x`. A starts uniform, as torch.nn.Linear does, and B at zero."""
+
+    stored: ClassVar[Mapping[str, str]] = {"lora_A.weight": "lora_A", "lora_B.weight": "lora_B"}
+
+    def adapt(self, settings: LayerSettings) -> None:
+        super().adapt(settings)
+        features_in, features_out = in_and_out(self)
+        a = torch.empty(settings.rank, features_in)
+        generator = torch.Generator().manual_seed(settings.seed)
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+        self.lora_A = new_parameter(a, self, settings)
+        self.lora_B = new_parameter(torch.zeros(features_out, settings.rank), self, settings)
+
+    def trained_factors(self) -> tuple[nn.Parameter, nn.Parameter]:
+        return self.lora_A, self.lora_B
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., features_in]` to `[..., features_out]`."""
+        dropout = self.lora_dropout if self.training else 0.0
+        return add_low_rank(super().forward(x), x, self.factors(), self.lora_scale, dropout)
+
+
+class LoraEmbedding(AdaptedLayer):
+    """`W[i] + scale * A^T[i] B^T`. A starts at zero and B normal, as in Microsoft's LoRA."""
+
+    stored: ClassVar[Mapping[str, str]] = {
+        "lora_embedding_A": "lora_embedding_A",
+        "lora_embedding_B": "lora_embedding_B",
+    }
+
+    def adapt(self, settings: LayerSettings) -> None:
+        super().adapt(settings)
+        vocabulary, features = in_and_out(self)
+        generator = torch.Generator().manual_seed(settings.seed)
+        b = torch.randn(features, settings.rank, generator=generator)
+        zero = torch.zeros(settings.rank, vocabulary)
+        self.lora_embedding_A = new_parameter(zero, self, settings)
+        self.lora_embedding_B = new_parameter(b, self, settings)
+
+    def trained_factors(self) -> tuple[nn.Parameter, nn.Parameter]:
+        return self.lora_embedding_A, self.lora_embedding_B
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """`[...]` to `[..., features]`. Dropout is for inputs, and token ids are none."""
+        output = super().forward(token_ids)
+        a, b = self.factors()
+        reduced = functional.embedding(token_ids, a.t(), self.padding_idx).to(output.dtype)
+        update = reduced @ b.t().to(output.dtype)
+        # Gemma's embeddings multiply what they look up; the update is a part of that.
+        multiplier = getattr(self, "embed_scale", None)
+        if multiplier is not None:
+            update = update * multiplier.to(output.dtype)
+        return torch.add(output, update, alpha=self.lora_scale)
+
+
+def adapt_in_place(
+    module: nn.Module, kind: type[AdaptedLayer], settings: LayerSettings
+) -> AdaptedLayer:
+    """Make `module` an adapted layer of that kind."""
+    module.__class__ = mixed_with(kind, type(module))
+    module.adapt(settings)
+    return module
+
+
+@functools.cache
+def mixed_with(kind: type[nn.Module], own: type[nn.Module]) -> type[nn.Module]:
+    """The class that is both, and goes by the name of both."""
+    return type(f"{kind.__name__}Of{own.__name__}", (kind, own), {"__module__": kind.__module__})
+
+
+def new_parameter(values: torch.Tensor, beside: nn.Module, settings: LayerSettings) -> nn.Parameter:
+    """A parameter of the adapter's dtype, where the layer's weight is."""
+    return nn.Parameter(values.to(device=beside.weight.device, dtype=settings.dtype))
+
+
+def oriented_weight(module: nn.Module) -> torch.Tensor:
+    """The weight as `[features_out, features_in]`, whichever way the layer stores it.
+
+    An embedding is a linear layer from its vocabulary.
+    """
+    transposed = isinstance(module, Conv1D | nn.Embedding)
+    return module.weight.detach().t() if transposed else module.weight.detach()

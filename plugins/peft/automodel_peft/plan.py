@@ -1,0 +1,108 @@
+"""What is about to be done to a model: each module that changes, and with which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+from torch import nn
+from transformers import PreTrainedModel
+
+from automodel_core.errors import UserError
+from automodel_peft.candidates import embedding_layers, linear_layers
+from automodel_peft.files import SavedAdapter
+from automodel_peft.globs import first_match, matches
+from automodel_peft.selection import Patterns, choose
+
+
+@attrs.frozen
+class Planned:
+    """One module that gets an adapter."""
+
+    module: nn.Module
+    rank: int
+    alpha: float
+
+
+@attrs.frozen
+class Plan:
+    """The modules that change, by their whole names in the model's order.
+
+    Attributes:
+        adapted: Those that get an adapter.
+        trained: Those that train as a whole.
+        notes: What the user should know about the choice.
+    """
+
+    adapted: dict[str, Planned]
+    trained: dict[str, nn.Module]
+    notes: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Sizes:
+    """Ranks and alphas as a YAML file writes them: one for all, others per pattern."""
+
+    rank: int
+    alpha: float
+    rank_pattern: Mapping[str, int] = attrs.field(factory=dict)
+    alpha_pattern: Mapping[str, float] = attrs.field(factory=dict)
+
+
+def plan_from_patterns(model: PreTrainedModel, patterns: Patterns, sizes: Sizes) -> Plan:
+    """The plan that the YAML's patterns make for a model.
+
+    Raises:
+        UserError: They choose nothing, contradict each other, or name a module that isn't chosen.
+    """
+    chosen = choose(model, patterns)
+    for argument in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(sizes, argument):
+            if not any(matches(pattern, name) for name in chosen.adapted):
+                raise UserError(
+                    f"No adapted module is meant by {pattern}.",
+                    fix="write a pattern as in include_modules, such as '*.q_proj'",
+                    argument=argument,
+                )
+    adapted = {
+        name: Planned(
+            module,
+            rank=first_match(sizes.rank_pattern, name, sizes.rank),
+            alpha=first_match(sizes.alpha_pattern, name, sizes.alpha),
+        )
+        for name, module in chosen.adapted.items()
+    }
+    return Plan(adapted, chosen.trained, chosen.notes)
+
+
+def plan_from_file(model: PreTrainedModel, saved: SavedAdapter) -> Plan:
+    """The plan that gives a saved adapter the modules it was saved from.
+
+    Raises:
+        UserError: It belongs to another model.
+    """
+    adaptable = linear_layers(model) | embedding_layers(model)
+    missing = [name for name in saved.adapted if name not in adaptable]
+    if missing:
+        raise UserError(
+            f"{saved.folder} adapts {missing[0]}, which {type(model).__name__} doesn't have"
+            + (f", and {len(missing) - 1} more modules like it." if missing[1:] else "."),
+            fix=f"write the model that it was trained on: "
+            f"{saved.config.get('base_model_name_or_path') or 'its file does not say which'}",
+            argument="adapter_path",
+        )
+    adapted = {
+        name: Planned(adaptable[name], rank=saved.rank(name), alpha=saved.alpha(name))
+        for name in adaptable
+        if name in saved.adapted
+    }
+    return Plan(adapted, _trained_in(model, saved))
+
+
+def _trained_in(model: nn.Module, saved: SavedAdapter) -> dict[str, nn.Module]:
+    """The modules whose whole weights are in the file, by PEFT's rule: their names' ends."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name.endswith(saved.trained) and any(key.startswith(f"{name}.") for key in saved.others)
+    }

@@ -1,0 +1,92 @@
+"""Refusals of values, and the guards on what trains."""
+
+import pytest
+import torch
+
+from automodel_core.errors import GuardStop, UserError
+from automodel_peft.checks import check_trainable
+from automodel_peft.lora import PeftConfig
+from automodel_peft.lora_plus import LoraPlus
+from automodel_peft.pissa import Pissa
+from tests.plugins.peft.models import adapted, llama, train
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "argument"),
+    [
+        (PeftConfig, {"use_triton": True}, "use_triton"),
+        (PeftConfig, {"dim": 0}, "dim"),
+        (PeftConfig, {"rank_pattern": {"q_proj": 0}}, "rank_pattern"),
+        (PeftConfig, {"dropout": 1.0}, "dropout"),
+        (PeftConfig, {"adapter_dtype": "int8"}, "adapter_dtype"),
+        (PeftConfig, {"adapter_path": "x", "rank_pattern": {"q": 1}}, "rank_pattern"),
+        (LoraPlus, {"lr_ratio": 0.0}, "lr_ratio"),
+        (Pissa, {"adapter_path": "x"}, "adapter_path"),
+    ],
+)
+def test_values_that_mean_nothing(make, settings, argument):
+    with pytest.raises(UserError) as raised:
+        make(**settings)
+    assert raised.value.argument == argument
+    assert raised.value.fix
+
+
+def test_triton_says_what_to_do():
+    with pytest.raises(UserError) as raised:
+        PeftConfig(use_triton=True)
+    assert "peft.use_triton=false" in raised.value.fix
+    PeftConfig(use_triton=False)
+
+
+@pytest.mark.parametrize("argument", ["rank_pattern", "alpha_pattern"])
+def test_patterns_of_sizes_must_mean_an_adapted_module(argument):
+    config = PeftConfig(include_modules=["q_proj"], **{argument: {"v_proj": 2}})
+    with pytest.raises(UserError) as raised:
+        config.select(llama())
+    assert raised.value.argument == argument
+
+
+def test_pissa_needs_a_weight_of_its_rank():
+    with pytest.raises(UserError, match="no part of rank 20") as raised:
+        Pissa(dim=20, include_modules=["k_proj"]).apply(llama())
+    assert raised.value.argument == "dim"
+
+
+def test_a_bfloat16_adapter_if_asked_for():
+    model = adapted(PeftConfig(adapter_dtype="torch.bfloat16"), llama())
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.bfloat16}
+
+
+def test_an_adapter_that_trained_passes():
+    config, model = PeftConfig(), llama()
+    config.apply(model)
+    train(model, config.parameter_groups(model, 1e-3), 1)
+    config.check(model)
+
+
+def test_an_adapter_that_did_not_change_stops_the_run():
+    config, model = PeftConfig(), llama()
+    config.apply(model)
+    train(model, config.parameter_groups(model, 0.0), 2)
+    with pytest.raises(GuardStop, match="has changed since the start") as raised:
+        config.check(model)
+    assert raised.value.guard == "adapter_unchanged"
+
+
+def test_an_update_that_stays_zero_stops_the_run():
+    config, model = PeftConfig(include_modules=["q_proj"]), llama()
+    config.apply(model)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.lora_A.data.mul_(0.5)  # as weight decay does
+    with pytest.raises(GuardStop, match="still zero"):
+        config.check(model)
+
+
+def test_frozen_weights_that_train_stop_the_run():
+    config, model = PeftConfig(modules_to_save=["lm_head"]), llama()
+    config.apply(model)
+    check_trainable(model)
+    model.model.norm.requires_grad_(True)
+    with pytest.raises(GuardStop, match=r"such as model\.norm\.weight") as raised:
+        config.check(model)
+    assert raised.value.guard == "frozen_weights_train"
