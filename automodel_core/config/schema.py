@@ -391,7 +391,6 @@ class RunConfig:
         "Adapters instead of full fine-tuning.",
         default=None,
         slot=Slot("peft", example="lora"),
-        pending="adapters; leave the section out to tune all weights",
     )
     freeze_config: FreezeConfig | None = key(
         "Parts of the model that do not train.",

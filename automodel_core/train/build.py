@@ -16,7 +16,8 @@ import torch
 from transformers import PreTrainedModel
 
 from automodel_core.config.schema import RunConfig
-from automodel_core.errors import ConfigPath, UserError
+from automodel_core.errors import UserError
+from automodel_core.protocols import Adapter
 from automodel_core.targets import at, each_target
 from automodel_core.train.checkpoint import (
     CheckpointWriter,
@@ -111,10 +112,10 @@ def load(
     checkpoint: Path | None,
 ) -> Run:
     """Model, optimizer and state: the part that reads weights."""
-    model = load_model(prepared, checkpoint, config.model.path)
+    model = load_model(config, prepared, checkpoint, console)
     check_trainable(model)
     assert_precision(model, prepared.precision)
-    optimizer = build_optimizer(config, context, model)
+    optimizer = build_optimizer(config, context, model, prepared.adapter)
     run = Run(
         config=config,
         folder=folder,
@@ -124,6 +125,7 @@ def load(
         hooks=context.hooks,
         loggers=prepared.loggers,
         model=model,
+        adapter=prepared.adapter,
         tokenizer=prepared.tokenizer,
         objective=build_objective(config, context, prepared, model),
         optimizer=optimizer,
@@ -190,15 +192,23 @@ def after_publishing(
 
 
 def load_model(
-    prepared: Prepared, checkpoint: Path | None, model_path: ConfigPath
+    config: RunConfig, prepared: Prepared, checkpoint: Path | None, console: Console
 ) -> PreTrainedModel:
-    """The weights: the source's own, drawn from the run's seed, or a checkpoint's."""
+    """The weights: the source's own, drawn from the run's seed, or a checkpoint's. With adapters,
+    the base is always the source's own and the checkpoint has the adapter."""
     seed_everything(prepared.supplied["seed"])
-    weights = checkpoint / "model" if checkpoint is not None else None
-    with at(model_path):
-        model = prepared.source.load_model(prepared.precision.parameters, prepared.device, weights)
+    saved, adapter = checkpoint / "model" if checkpoint else None, prepared.adapter
+    with at(config.model.path):
+        weights = None if adapter else saved
+        model = prepared.source.load_model(prepared.precision.base, prepared.device, weights)
         if weights is None:
             prepared.source.check_vocabulary(model, prepared.tokenizer)
+    if adapter is not None:
+        with at(config.peft.path):
+            for line in adapter.apply(model).lines:
+                console.say(line)
+            if saved is not None:
+                adapter.load(model, saved)
     return model
 
 
@@ -215,11 +225,13 @@ def build_objective(
 
 
 def build_optimizer(
-    config: RunConfig, context: RunContext, model: PreTrainedModel
+    config: RunConfig, context: RunContext, model: PreTrainedModel, adapter: Adapter | None
 ) -> torch.optim.Optimizer:
     """The YAML's optimizer over what trains."""
     make = context.targets.bind(config.optimizer, {"seed": config.rng.seed})
     try:
+        if adapter is not None:
+            return make(adapter.parameter_groups(model, config.optimizer.arguments["lr"]))
         return make([p for p in model.parameters() if p.requires_grad])
     except ValueError as error:  # how torch refuses a value, such as a negative lr
         raise UserError(f"{error}.", path=config.optimizer.path) from None

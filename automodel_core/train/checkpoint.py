@@ -146,17 +146,17 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "manifest.json"
     try:
         manifest = json.loads(path.read_text())
-        files = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        files = {name: (x["bytes"], x["sha256"]) for name, x in manifest["files"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"{checkpoint} is not a checkpoint of automodel: {path.name} is missing or unreadable.",
             fix="pass --resume the path of an epoch_E_step_S folder, or --fresh",
         ) from None
-    for name, expected in files.items():
+    for name, (size, digest) in files.items():
         file = checkpoint / name
         if not file.is_file():
             raise damaged(checkpoint, name, "is missing")
-        if file.stat().st_size != expected["bytes"] or sha256(file) != expected["sha256"]:
+        if file.stat().st_size != size or sha256(file) != digest:
             raise damaged(checkpoint, name, "has changed since it was saved")
     return manifest
 

@@ -17,6 +17,7 @@ class PrecisionPlan:
 
     Attributes:
         parameters: What the trainable weights are held in (and the gradients and optimizer state).
+        frozen: What the weights that don't train are held in; None if all train.
         compute: What matrix products run in; other than `parameters`, through autocast.
         loss_scaling: Dynamic loss scaling, for float16.
         reason: Why, in words a user understands.
@@ -26,6 +27,12 @@ class PrecisionPlan:
     compute: torch.dtype
     loss_scaling: bool
     reason: str
+    frozen: torch.dtype | None = None
+
+    @property
+    def base(self) -> torch.dtype:
+        """What the model is read in."""
+        return self.frozen or self.parameters
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """The context in which forward passes run."""
@@ -36,8 +43,10 @@ class PrecisionPlan:
     def rows(self) -> list[tuple[str, str]]:
         """What the start of a run prints."""
         name = str(self.parameters).removeprefix("torch.")
+        frozen = [("frozen parameters", str(self.frozen).removeprefix("torch."))]
         return [
             ("parameters", name),
+            *(frozen if self.frozen else []),
             ("compute", str(self.compute).removeprefix("torch.")),
             ("gradients", name),
             ("optimizer state", name),
@@ -72,6 +81,20 @@ def plan_precision(requested: torch.dtype | Literal["auto"], device: torch.devic
             torch.float32, torch.float16, True, "float16: float32 master weights, scaled loss"
         )
     return PrecisionPlan(requested, requested, False, f"torch_dtype: {requested}")
+
+
+def with_adapters(plan: PrecisionPlan, adapters: torch.dtype) -> PrecisionPlan:
+    """The plan of a model that stays as it is beside adapters of their own dtype.
+
+    Frozen weights take no updates that could be lost, so they are held in what they compute in.
+    """
+    return attrs.evolve(
+        plan,
+        parameters=adapters,
+        frozen=plan.compute,
+        reason=f"adapters in {str(adapters).removeprefix('torch.')}, frozen weights in what "
+        "matrix products run in",
+    )
 
 
 def assert_precision(model: torch.nn.Module, plan: PrecisionPlan) -> None:

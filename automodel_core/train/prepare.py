@@ -12,14 +12,14 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from automodel_core.config.schema import PreProcessor, RunConfig, Target
 from automodel_core.errors import UserError
-from automodel_core.protocols import Dataset, ModelSource
+from automodel_core.protocols import Adapter, Dataset, ModelSource
 from automodel_core.targets import at
 from automodel_core.train.console import Console
 from automodel_core.train.context import RunContext
 from automodel_core.train.data import TrainingData, ValidationData
 from automodel_core.train.generation import Question, questions_from
 from automodel_core.train.loggers import Loggers, build_loggers
-from automodel_core.train.precision import PrecisionPlan, plan_precision
+from automodel_core.train.precision import PrecisionPlan, plan_precision, with_adapters
 from automodel_core.train.run_folder import check_disk_space
 from automodel_core.train.schedule import Horizon, check_schedule, plan_horizon
 
@@ -31,6 +31,7 @@ class Prepared:
     source: ModelSource
     tokenizer: Any
     supplied: dict[str, Any]
+    adapter: Adapter | None
     loggers: Loggers
     device: torch.device
     precision: PrecisionPlan
@@ -45,7 +46,6 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
     check_metrics(config)
     device = choose_device(console)
     source: ModelSource = context.targets.build(config.model, {"seed": config.rng.seed})
-    precision = plan_precision(source.torch_dtype, device)
     tokenizer = load_tokenizer(config, source)
     supplied = {
         "tokenizer": tokenizer,
@@ -53,6 +53,17 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
         "model_config": source.config,
         "seed": config.rng.seed,
     }
+    precision = plan_precision(source.torch_dtype, device)
+    adapter: Adapter | None = None
+    if config.peft is not None:
+        if config.checkpoint.model_save_format != "safetensors":
+            raise UserError(
+                "Adapters are saved as PEFT saves them, in safetensors.",
+                fix="write model_save_format: safetensors",
+                path=("checkpoint", "model_save_format"),
+            )
+        adapter = context.targets.build(config.peft, supplied)
+        precision = with_adapters(precision, adapter.dtype)
     loggers = build_loggers(config, context, supplied)
     dataset = build_dataset(context, console, config.dataset, supplied)
     data = TrainingData.build(config, context.targets, dataset, supplied)
@@ -75,6 +86,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
         source=source,
         tokenizer=tokenizer,
         supplied=supplied,
+        adapter=adapter,
         loggers=loggers,
         device=device,
         precision=precision,
@@ -166,7 +178,7 @@ def build_dataset(
 def check_space(config: RunConfig, prepared: Prepared, folder: Path) -> None:
     """Room for every checkpoint that will be kept, and for one being written."""
     section = config.checkpoint
-    if not section.enabled:
+    if not section.enabled or prepared.adapter is not None:  # an adapter fits anywhere
         return
     bytes_each = prepared.precision.parameters.itemsize
     saved = prepared.source.parameter_count * bytes_each * 3  # the weights and two moments

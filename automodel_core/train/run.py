@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from automodel_core.config.schema import RunConfig
-from automodel_core.protocols import StatefulRNG
+from automodel_core.protocols import Adapter, StatefulRNG
 from automodel_core.train.checkpoint import CheckpointWriter
 from automodel_core.train.console import Console
 from automodel_core.train.data import TrainingData, ValidationData
@@ -42,6 +42,7 @@ class Run:
     hooks: pluggy.HookRelay
     loggers: Loggers
     model: PreTrainedModel
+    adapter: Adapter | None
     tokenizer: PreTrainedTokenizerBase
     objective: Objective
     optimizer: torch.optim.Optimizer

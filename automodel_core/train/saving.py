@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,34 @@ def save(run: Run) -> Path:
     """Write a checkpoint of the state after `run.step`; everything it holds is copied first."""
     started = time.perf_counter()
     target = run.folder / f"epoch_{run.data.last_epoch}_step_{run.step}"
-    weights = staged_weights(run.model)
+    write_model = staged_model(run)
     tensors = optimizer_tensors(run.optimizer, run.model)
     state = training_state(run)
 
     def fill(folder: Path) -> None:
-        save_format = run.config.checkpoint.model_save_format
-        save_model(folder / "model", run.model, weights, run.tokenizer, save_format)
+        write_model(folder / "model")
         save_training_state(folder / "training", tensors, state)
         (folder / "config.yaml").write_text(run.effective_yaml)
 
     run.writer.write(target, fill, {**run.manifest, "metrics": metrics_at(run)})
     run.seconds["save"] += time.perf_counter() - started
     return target
+
+
+def staged_model(run: Run) -> Callable[[Path], None]:
+    """Copy what the model folder will hold; returns the function that writes it."""
+    model, adapter, name = run.model, run.adapter, run.manifest["model"]
+    if adapter is None:
+        weights, save_format = staged_weights(model), run.config.checkpoint.model_save_format
+        return lambda folder: save_model(folder, model, weights, run.tokenizer, save_format)
+    adapter.check(model)
+    state = {key: each.detach().to("cpu", copy=True) for key, each in adapter.state(model).items()}
+
+    def write(folder: Path) -> None:
+        adapter.save(model, folder, state, name, run.manifest["revision"])
+        run.tokenizer.save_pretrained(folder)
+
+    return write
 
 
 def metrics_at(run: Run) -> dict[str, float]:

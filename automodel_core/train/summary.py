@@ -63,7 +63,8 @@ def print_summary(console: Console, run: Run, command: str) -> None:
     )
     if checkpoint is not None:
         console.heading("Load it anywhere")
-        console.say(f"  {loading_line(type(run.model).__name__, model)}")
+        name = type(run.model).__name__
+        console.say(f"  {adapter_line(model) if run.adapter else loading_line(name, model)}")
     console.heading("Next")
     for line in next_commands(run, command):
         console.say(f"  {line}")
@@ -83,3 +84,9 @@ def next_commands(run: Run, command: str) -> list[str]:
 def loading_line(class_name: str, folder: Path) -> str:
     """Python that opens the saved model in plain transformers."""
     return f'from transformers import {class_name}; {class_name}.from_pretrained("{folder}")'
+
+
+def adapter_line(folder: Path) -> str:
+    """Python that opens the saved adapter, on its base model, in PEFT."""
+    name = "AutoPeftModelForCausalLM"
+    return f'from peft import {name}; {name}.from_pretrained("{folder}")'

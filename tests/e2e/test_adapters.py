@@ -1,0 +1,66 @@
+"""Whole runs with adapters: what they save opens in PEFT, and they resume bitwise."""
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+LORA = {"_target_": "lora", "dim": 4, "alpha": 8, "include_modules": ["*.q_proj", "*.v_proj"]}
+
+
+@pytest.mark.parametrize("name", ["lora", "rslora", "dora", "lora_plus", "pissa"])
+def test_a_run_with_adapters_opens_in_peft(automodel, tiny_model, name):
+    run = automodel({"peft": {**LORA, "_target_": name}, "optimizer": {"lr": 1e-2}})
+    assert run.code == 0, run.out
+    folder = run.folder / "latest" / "model"
+    assert not list(folder.glob("model*.safetensors")), "only what trains is saved"
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    ids = torch.arange(3, 23)[None]
+    before = base(ids).logits
+    after = PeftModel.from_pretrained(base, folder)(ids).logits
+    assert (before - after).abs().max() > 1e-4, "the adapter has learned"
+
+
+def test_the_references_peft_keys_are_honoured(automodel):
+    run = automodel(
+        {
+            "peft": {
+                **LORA,
+                "_target_": "nemo_automodel.components._peft.lora.PeftConfig",
+                "match_all_linear": False,
+                "exclude_modules": ["*.v_proj"],
+                "dropout": 0.1,
+            }
+        }
+    )
+    assert run.code == 0, run.out
+    saved = load_file(run.folder / "latest" / "model" / "adapter_model.safetensors")
+    assert saved
+    assert all("q_proj" in key for key in saved), "include minus exclude"
+    assert {min(tensor.shape) for tensor in saved.values()} == {4}, "dim is the rank"
+
+
+def test_a_run_with_adapters_resumes_bitwise(automodel):
+    peft = {"peft": {**LORA, "dropout": 0.1}, "dataloader": {"shuffle": True}}
+    whole = automodel(peft, folder="whole")
+    first = automodel({**peft, "step_scheduler": {"max_steps": 2}}, folder="parts")
+    second = automodel(peft, folder="parts")
+    assert whole.code == first.code == second.code == 0, second.out
+    assert second.losses == whole.losses
+    ends = [
+        load_file(run.folder / "latest" / "model" / "adapter_model.safetensors")
+        for run in (whole, second)
+    ]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+def test_an_adapter_that_does_not_change_stops_the_run(automodel):
+    run = automodel({"peft": LORA, "optimizer": {"lr": 0.0}})
+    assert run.code == 3, run.out
+
+
+def test_use_triton_true_is_refused_with_the_override(automodel):
+    run = automodel({"peft": {**LORA, "use_triton": True}})
+    assert run.code == 2
+    assert "use_triton" in run.out
