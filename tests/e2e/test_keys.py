@@ -1,11 +1,14 @@
 """Each key of the reference that training honours, and the effect that shows it."""
 
+import functools
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from automodel_core.train.rng import StatefulRNG
 
 
 def weights(run, checkpoint=None):
@@ -130,6 +133,36 @@ def test_dataset_limit_dataset_samples(automodel):
     assert [step["epoch"] for step in run.steps] == [0, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("key", "tokens"), [({"split": "validation[:4]"}, 4), ({"limit_dataset_samples": 2}, 2)]
+)
+def test_validation_dataset(automodel, squad_folder, key, tokens):
+    whole = {"_target_": "squad", "dataset_name": str(squad_folder), "split": "validation"}
+    counts = [
+        automodel({"validation_dataset": data}, folder=folder).validations[-1]["num_label_tokens"]
+        for folder, data in (("whole", whole), ("part", {**whole, **key}))
+    ]
+    assert 0 < counts[1] < counts[0]
+    assert counts[1] * 8 == counts[0] * tokens, "every answer has two digits and an end"
+
+
+def test_names_of_the_reference_mean_ours(automodel, squad_folder):
+    ours = automodel()
+    package = "nemo_automodel"
+    theirs = automodel(
+        {
+            "model": {"_target_": f"{package}.NeMoAutoModelForCausalLM.from_pretrained"},
+            "dataset": {"_target_": f"{package}.components.datasets.llm.squad.make_squad_dataset"},
+            "dataloader": {"collate_fn": f"{package}.components.datasets.utils.default_collater"},
+            "loss_fn": {"_target_": f"{package}.components.loss.masked_ce.MaskedCrossEntropy"},
+            "rng": {"_target_": f"{package}.components.training.rng.StatefulRNG"},
+            "distributed": {"_target_": f"{package}.components.distributed.ddp.DDPManager"},
+        },
+        folder="theirs",
+    )
+    assert theirs.losses == ours.losses
+
+
 # dataloader
 
 
@@ -162,6 +195,45 @@ def test_dataloader_collate_fn(automodel):
         {"dataloader": {"collate_fn": collate}, "step_scheduler": {"max_steps": 2}}, folder="left"
     )
     assert left.losses == pytest.approx(right.losses, rel=1e-5)
+
+
+def test_dataloader_target_and_pin_memory(automodel):
+    default = automodel()
+    loader = {"_target_": "torchdata.stateful_dataloader.StatefulDataLoader", "pin_memory": True}
+    named = automodel({"dataloader": loader}, folder="named")
+    assert named.losses == default.losses
+
+
+@pytest.fixture
+def micro_batches(monkeypatch):
+    """The size of every micro-batch that is padded, in order."""
+    from automodel_datasets import collate
+
+    original, sizes = collate.default_collater, []
+
+    @functools.wraps(original)
+    def counted(samples, *args, **kwargs):
+        sizes.append(len(samples))
+        return original(samples, *args, **kwargs)
+
+    monkeypatch.setattr(collate, "default_collater", counted)
+    return sizes
+
+
+def test_validation_dataloader(automodel, squad_folder, micro_batches):
+    validation = {"_target_": "squad", "dataset_name": str(squad_folder), "split": "validation"}
+    short = {"validation_dataset": validation, "step_scheduler": {"max_steps": 1}}
+    inherited = automodel(short)
+    assert micro_batches == [4, 4, 4], "one to train and all 8 to validate"
+    micro_batches.clear()
+    loader = {
+        "_target_": "torchdata.stateful_dataloader.StatefulDataLoader",
+        "batch_size": 8,
+        "collate_fn": {"_target_": "default_collater", "padding_side": "left"},
+    }
+    own = automodel({**short, "validation_dataloader": loader}, folder="own")
+    assert micro_batches == [4, 8]
+    assert own.validations[0]["loss"] == pytest.approx(inherited.validations[0]["loss"], rel=1e-5)
 
 
 # optimizer, lr_scheduler, loss_fn
@@ -242,7 +314,32 @@ def test_rng_seed(automodel):
     assert runs[0].losses != runs[2].losses
 
 
+def test_rng_ranked():
+    drawn = {}
+    for ranked in (True, False):
+        for rank in (0, 1):
+            StatefulRNG(seed=1, ranked=ranked, rank=rank)
+            drawn[ranked, rank] = torch.rand(3)
+    assert torch.equal(drawn[True, 0], drawn[False, 0])
+    assert not torch.equal(drawn[True, 0], drawn[True, 1])
+    assert torch.equal(drawn[False, 0], drawn[False, 1])
+
+
+def test_dist_env_in_one_process_says_that_it_waits(automodel):
+    run = automodel({"dist_env": {"backend": "gloo", "timeout_minutes": 1}})
+    assert run.code == 0
+    assert "dist_env.backend gloo waits" in run.out
+
+
 # checkpoint
+
+
+def test_checkpoint_checkpoint_dir(automodel, tmp_path):
+    run = automodel({"checkpoint": {"checkpoint_dir": str(tmp_path / "deep" / "elsewhere")}})
+    assert run.code == 0
+    assert not run.folder.exists()
+    assert (tmp_path / "deep" / "elsewhere" / "epoch_0_step_4" / "model").is_dir()
+    assert (tmp_path / "deep" / "elsewhere" / "training.jsonl").exists()
 
 
 def test_checkpoint_enabled(automodel):
