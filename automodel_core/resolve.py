@@ -91,8 +91,22 @@ def _not_trusted(name: str, kind: str | None, registry: Registry, trust: Trust) 
         )
     error = trust.refusal(name)
     # A slip of the pen is likelier than the wish for something unknown.
-    error.fix = did_you_mean(name, [*registry.aliases, *PENDING], cutoff=0.75) or error.fix
+    near = did_you_mean(name, [*registry.aliases, *PENDING], cutoff=0.75)
+    error.fix = near or _relatives(name, kind, registry) or error.fix
     return error
+
+
+def _relatives(name: str, kind: str | None, registry: Registry) -> str:
+    """The names of a foreign package that do mean something here; "" if there are none."""
+    package = name.partition(".")[0]
+    known = [
+        alias
+        for alias, record in registry.aliases.items()
+        if alias.startswith(f"{package}.")
+        and (target := registry.by_value.get(record.dotted))
+        and target.kind == kind
+    ]
+    return f"of {package} you may write: {', '.join(known)}" if known else ""
 
 
 def _dotted(name: str, trust: Trust) -> Resolved:

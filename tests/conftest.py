@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import attrs
 import pytest
 from ruamel.yaml import YAML
-
 
 QUESTIONS = [
     {
@@ -87,23 +89,88 @@ def base_config(tiny_model, squad_folder) -> dict:
 
 
 @pytest.fixture
-def automodel(tmp_path, base_config, capsys):
+def config_file(tmp_path, base_config):
+    """Write the base configuration with some of its sections changed, for one run folder."""
+
+    def write(changes: dict | None, run_folder: Path) -> str:
+        place = {"checkpoint": {"checkpoint_dir": str(run_folder)}}
+        config = merged(merged(base_config, place), changes or {})
+        path = tmp_path / "config.yaml"
+        with path.open("w") as handle:
+            YAML(typ="safe").dump(config, handle)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def automodel(tmp_path, config_file, capsys):
     """Run the base configuration with some of its sections changed; returns a Finished."""
 
     from automodel_core.cli import main
 
     def run(changes: dict | None = None, *arguments: str, folder: str = "run") -> Finished:
         run_folder = tmp_path / folder
-        place = {"checkpoint": {"checkpoint_dir": str(run_folder)}}
-        config = merged(merged(base_config, place), changes or {})
-        path = tmp_path / "config.yaml"
-        with path.open("w") as handle:
-            YAML(typ="safe").dump(config, handle)
-        code = main(["run", str(path), *arguments])
+        code = main(["run", config_file(changes, run_folder), *arguments])
         printed = capsys.readouterr()
         return Finished(code, run_folder, printed.out + printed.err)
 
     return run
+
+
+def logged(folder: Path) -> bytes:
+    """The training log so far."""
+    log = folder / "training.jsonl"
+    return log.read_bytes() if log.exists() else b""
+
+
+@attrs.frozen
+class Started:
+    """A run in a process of its own.
+
+    Attributes:
+        process: The process; its output is one stream.
+        folder: Its run folder.
+        left: The log as an earlier process left it.
+    """
+
+    process: subprocess.Popen
+    folder: Path
+    left: bytes
+
+    def wait_for_step(self, step: int) -> None:
+        """Until this process has written that step to the log."""
+        while (log := logged(self.folder)) == self.left or log.count(b"\n") < step:
+            assert self.process.poll() is None, self.process.communicate()[0]
+            time.sleep(0.002)
+
+    def finish(self) -> Finished:
+        out, _ = self.process.communicate(timeout=120)
+        return Finished(self.process.returncode, self.folder, out)
+
+
+@pytest.fixture
+def started(tmp_path, config_file):
+    """Start the base configuration, changed, as another process; returns a Started."""
+    processes = []
+
+    def start(changes: dict | None = None, *arguments: str, folder: str = "run") -> Started:
+        run_folder = tmp_path / folder
+        left = logged(run_folder)
+        command = ["-m", "automodel_core", "run", config_file(changes, run_folder), *arguments]
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+        return Started(process, run_folder, left)
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 def merged(base: dict, changes: dict) -> dict:

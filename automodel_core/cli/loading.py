@@ -4,17 +4,18 @@ share."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import attrs
 
-from automodel_core.config.document import Document, load_files
+from automodel_core.config.document import Document
 from automodel_core.config.overrides import apply_overrides, split_arguments
+from automodel_core.config.reading import load_files
 from automodel_core.config.report import ConfigError, Problem
-from automodel_core.config.schema import RunConfig
+from automodel_core.config.schema import Plugins, RunConfig
+from automodel_core.config.secrets import redactor, variables_in
 from automodel_core.config.structure import structure
-from automodel_core.config.variables import Variable
-from automodel_core.errors import ConfigPath, UserError
+from automodel_core.errors import UserError
 from automodel_core.registry import Registry
 from automodel_core.targets import Finding, Targets
 from automodel_core.trust import Trust
@@ -25,27 +26,47 @@ class Loaded:
     """A configuration and everything that was found out about it.
 
     Attributes:
-        config: None if it has errors.
+        config: With None for what is wrong in it.
         problems: Errors and warnings.
+        environ: What `${...}` were taken from.
     """
 
     document: Document
-    config: RunConfig | None
+    config: RunConfig
     problems: list[Problem]
     targets: Targets
     registry: Registry
+    environ: Mapping[str, str]
+
+    @property
+    def failed(self) -> bool:
+        """Whether any problem is an error."""
+        return any(each.severity == "error" for each in self.problems)
 
     def require(self) -> RunConfig:
         """The configuration. Raises ConfigError with all problems if it has errors."""
-        if self.config is None or any(each.severity == "error" for each in self.problems):
+        if self.failed:
             raise ConfigError(self.problems)
         return self.config
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Findings as problems at their places, without those about what isn't known yet."""
+        for each in findings:
+            variables = variables_in(self.document.get(each.path))
+            if not any(variable.unset(self.environ) for variable in variables):
+                place = self.document.place(each.path, on=each.on)
+                self.problems.append(Problem(each.message, place, each.hint))
+
+    def redact(self, text: str) -> str:
+        """`text` without what is secret in this configuration."""
+        return redactor(self.document, self.environ)(text)
 
 
 def load(
     words: Sequence[str],
     *,
     allow: Sequence[str] = (),
+    no_plugin: Sequence[str] = (),
     remote_code: bool = False,
     strict: bool,
     environ: Mapping[str, str] = os.environ,
@@ -62,28 +83,24 @@ def load(
         )
     document = load_files(files)
     apply_overrides(document, overrides)
-    registry = Registry.discover()
-    targets = Targets(registry, Trust.from_environment(allow, remote_code=remote_code))
     config, problems = structure(document, environ, strict=strict)
-    if config is not None:
-        problems += as_problems(document, targets.check(config))
-    return Loaded(document, config, problems, targets, registry)
+    chosen = config.plugins or Plugins()
+    registry = Registry.discover(disabled=[*no_plugin, *(chosen.disable or ())])
+    targets = Targets(registry, Trust.from_environment(allow, remote_code=remote_code))
+    loaded = Loaded(document, config, problems, targets, registry, environ)
+    loaded.add(targets.check(config))
+    loaded.add(unmet(chosen.require or (), registry))
+    return loaded
 
 
-def as_problems(document: Document, findings: Sequence[Finding]) -> list[Problem]:
-    """Findings at their places, without those about variables that have no value yet."""
-    return [
-        Problem(each.message, document.place(each.path, on=each.on), each.hint)
-        for each in findings
-        if not isinstance(value_at(document, each.path), Variable)
-    ]
-
-
-def value_at(document: Document, path: ConfigPath) -> object:
-    value = document.tree
-    for name in path:
-        try:
-            value = value[name]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return value
+def unmet(required: Sequence[str], registry: Registry) -> Iterator[Finding]:
+    """The `plugins.require` that can't be used: not installed, disabled, or broken."""
+    for index, name in enumerate(required):
+        usable = [
+            each
+            for each in registry.records
+            if each.state == "ok" and name in (each.distribution, *each.spellings)
+        ]
+        if not usable:
+            hint = "see `automodel list-plugins` for what is installed, and in what state"
+            yield Finding(("plugins", "require", index), f"There is no usable `{name}`.", hint)

@@ -18,10 +18,13 @@ def words(function: Command) -> Command:
 
 
 def allowing(function: Command) -> Command:
-    """What widens the trust in a YAML file, from outside it."""
+    """What widens or narrows what a YAML file may use, from outside it."""
     options = (
         click.option(
             "--allow", multiple=True, metavar="PREFIX", help="Let the YAML name PREFIX and below."
+        ),
+        click.option(
+            "--no-plugin", multiple=True, metavar="NAME", help="Leave out a plugin or a package."
         ),
         click.option(
             "--trust-remote-code",

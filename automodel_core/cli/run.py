@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,11 +11,12 @@ import attrs
 import click
 import pluggy
 
-from automodel_core.cli.loading import Loaded, as_problems, load
+from automodel_core.cli.loading import Loaded, load
 from automodel_core.cli.options import OVERRIDES, allowing, words
 from automodel_core.config.effective import effective_tree
-from automodel_core.config.report import ConfigError, render, render_user_error
+from automodel_core.config.report import render, render_user_error
 from automodel_core.config.schema import RunConfig
+from automodel_core.config.secrets import masked_words
 from automodel_core.errors import DONE, FAILED, INTERRUPTED, GuardStop, SavedAfterSignal, UserError
 from automodel_core.records import HOOKS
 from automodel_core.wording import did_you_mean
@@ -38,6 +40,7 @@ from automodel_core.wording import did_you_mean
 def run(
     words: tuple[str, ...],
     allow: tuple[str, ...],
+    no_plugin: tuple[str, ...],
     trust_remote_code: bool,
     resume: str,
     resume_override: bool,
@@ -47,10 +50,12 @@ def run(
     quiet: bool,
 ) -> int:
     """Train as FILES say, with overrides such as optimizer.lr=1e-5; later files win."""
-    loaded = load(words, allow=allow, remote_code=trust_remote_code, strict=True)
+    loaded = load(
+        words, allow=allow, no_plugin=no_plugin, remote_code=trust_remote_code, strict=True
+    )
     config = loaded.require()
-    for warning in loaded.problems:
-        click.echo(render([warning]), err=True)
+    if loaded.problems:  # warnings
+        click.echo(render(loaded.problems), err=True)
     hooks = observers(loaded, config, launcher)
     code = hooks.automodel_launch(config=config, argv=sys.argv[1:])
     if code is not None:
@@ -67,7 +72,7 @@ def run(
         resume_override=resume_override,
         fresh=fresh or SAVED_BY in loaded.document.tree,
         verbosity=-1 if quiet else verbose,
-        command=f"automodel run {' '.join(words)}",
+        command=shlex.join(["automodel", "run", *masked_words(words)]),
         place=loaded.document.wrote,
         allowed=[attrs.asdict(each) for each in loaded.targets.trust.allowed],
     )
@@ -76,8 +81,8 @@ def run(
 
 def check_by_importing(loaded: Loaded, config: RunConfig) -> None:
     """What only Python can tell, before weights are read."""
-    if problems := as_problems(loaded.document, loaded.targets.deep_check(config)):
-        raise ConfigError(problems)
+    loaded.add(loaded.targets.deep_check(config))
+    loaded.require()
 
 
 def observers(loaded: Loaded, config: RunConfig, launcher: str | None) -> pluggy.HookRelay:
@@ -90,29 +95,34 @@ def observers(loaded: Loaded, config: RunConfig, launcher: str | None) -> pluggy
         raise UserError(f"There is no launcher {launcher}.", fix=hint)
     hooks = load_hooks(loaded.registry, launchers=[launcher] if launcher else [])
     found = hooks.automodel_configure(config=config, marks=loaded.document.values)
-    if problems := as_problems(loaded.document, [each for group in found for each in group]):
-        raise ConfigError(problems)
+    loaded.add(each for group in found for each in group)
+    loaded.require()
     return hooks
 
 
 def finished(train: Callable[[], object], loaded: Loaded) -> int:
     """Run `train` and turn how it ended into a screen and an exit code."""
+
+    def say(text: str) -> None:
+        click.echo(loaded.redact(text), err=True)
+
     try:
         train()
     except UserError as error:
-        click.echo(render_user_error(error, loaded.document.place), err=True)
+        say(render_user_error(error, loaded.document.place))
         return error.exit_code
     except GuardStop as error:
-        click.echo(f"guard {error.guard}: {error.message}", err=True)
-        click.echo(f"    {error.fix}" if error.fix else "", err=True)
+        say(f"guard {error.guard}: {error.message}")
+        if error.fix:
+            say(f"    {error.fix}")
         return error.exit_code
     except SavedAfterSignal as error:
-        click.echo(error.message, err=True)
+        say(error.message)
         return error.exit_code
     except KeyboardInterrupt:
-        click.echo("Interrupted again: this step is not saved.", err=True)
+        say("Interrupted again: this step is not saved.")
         return INTERRUPTED
     except Exception:
-        traceback.print_exc(file=sys.stderr)
+        say(traceback.format_exc())
         return FAILED
     return DONE

@@ -3,10 +3,7 @@ checked."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from automodel_core.config.document import Document
-from automodel_core.config.overrides import dotted
+from automodel_core.config.document import Document, dotted
 from automodel_core.config.report import Problem
 from automodel_core.errors import ConfigPath
 
@@ -24,57 +21,60 @@ MOVES: dict[ConfigPath, ConfigPath] = {
     ("distributed", "strategy"): ("distributed", "_target_"),
     ("model", "dtype"): ("model", "torch_dtype"),
     ("clip_grad_norm", "max_norm"): ("clip_grad_norm",),
+    ("recipe", "_target_"): ("recipe",),
     ("seed",): ("rng", "seed"),
 }
 
 
-def move_aliases(document: Document) -> list[Problem]:
-    """Rewrite `document` in our spelling.
-
-    Returns:
-        One problem for every key that was given in both spellings with different values.
-    """
-    problems = []
+def our_spelling(path: ConfigPath) -> ConfigPath:
+    """A path as the schema has it."""
     for other, ours in MOVES.items():
-        holder = lookup(document.tree, other[:-1])
-        if not isinstance(holder, dict) or other[-1] not in holder:
-            continue
-        if conflict := move(document, other, ours):
-            problems.append(conflict)
-    if document.tree.get("logger") == {}:
-        del document.tree["logger"]
-    return problems
+        if path[: len(other)] == other:
+            return (*ours, *path[len(other) :])
+    return path
 
 
-def move(document: Document, other: ConfigPath, ours: ConfigPath) -> Problem | None:
-    """Move one value and its marks."""
-    value = lookup(document.tree, other[:-1]).pop(other[-1])
-    source = Document(None, dict(document.keys), dict(document.values))
-    existing = None if ours == other[:-1] else lookup(document.tree, ours)
-    if existing is not None and existing != value:
-        return Problem(
-            f"`{dotted(other)}` and `{dotted(ours)}` are the same key, with different values.",
-            source.values[other],
-            f"the other one is at {document.place(ours)}; keep one of them",
-        )
-    document.forget(other)
+def spellings_in(section: ConfigPath) -> list[str]:
+    """The keys of a section that are other spellings."""
+    return [other[-1] for other in MOVES if other[:-1] == section]
+
+
+def move_aliases(document: Document) -> None:
+    """Rewrite `document` in our spelling. A key that stands there in both spellings, with different
+    values, is noted in its problems."""
+    for other, ours in MOVES.items():
+        if isinstance(document.get(other[:-1]), dict) and document.has(other):
+            move(document, other, ours)
+    if document.get(("logger",)) == {}:
+        document.cut(("logger",))
+
+
+def move(document: Document, other: ConfigPath, ours: ConfigPath) -> None:
+    """Move one value, with its marks."""
+    piece = document.part(other)
+    piece.spellings[()] = other
     if ours == other[:-1]:
-        document.forget(ours)
-    elif len(ours) > 1 and not isinstance(lookup(document.tree, ours[:-1]), dict):
-        lookup(document.tree, ours[:-2])[ours[-2]] = {}
-        document.keys[ours[:-1]] = document.values[ours[:-1]] = source.keys[other]
-    lookup(document.tree, ours[:-1])[ours[-1]] = value
-    for marks, old in ((document.keys, source.keys), (document.values, source.values)):
-        for path, mark in old.items():
-            if path[: len(other)] == other:
-                marks[(*ours, *path[len(other) :])] = mark
-    return None
+        if len(document.get(ours)) == 1:  # beside other keys it isn't this spelling
+            document.cut(ours)
+            document.graft(ours, piece)
+        return
+    document.cut(other)
+    section = ours[:-1]
+    if document.get(section) is None:
+        if document.has(section):
+            document.cut(section)
+        document.graft(section, Document({}, {(): piece.keys[()]}, {(): piece.keys[()]}))
+    if not isinstance(document.get(section), dict):
+        return  # and it will be told so
+    if not document.has(ours):
+        document.graft(ours, piece)
+    elif document.get(ours) != piece.tree:
+        document.problems.append(conflict(document, other, ours, piece))
 
 
-def lookup(tree: Any, path: ConfigPath) -> Any:
-    """The value at `path`; None where there is none."""
-    for name in path:
-        if not isinstance(tree, dict):
-            return None
-        tree = tree.get(name)
-    return tree
+def conflict(document: Document, other: ConfigPath, ours: ConfigPath, piece: Document) -> Problem:
+    return Problem(
+        f"`{dotted(other)}` and `{document.name(ours)}` are the same key, with different values.",
+        piece.values[()],
+        f"the other one is at {document.place(ours)}; keep one of them",
+    )

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from automodel_core.config.document import Document, Reader
-from automodel_core.config.report import COMMAND_LINE, ConfigError, Mark, Problem
+from automodel_core.config.aliases import our_spelling
+from automodel_core.config.document import Document, dotted
+from automodel_core.config.reading import MAX_NODES, read_typed, refused
+from automodel_core.config.report import COMMAND_LINE, ConfigError, Mark
+from automodel_core.config.secrets import masked
 from automodel_core.errors import ConfigPath
 
 
 class Override(NamedTuple):
     """One change: where, to what (None to remove it), and as it was typed."""
 
-    path: ConfigPath
+    path: tuple[str, ...]
     value: str | None
     typed: str
+
+    @property
+    def mark(self) -> Mark:
+        return Mark(COMMAND_LINE, text=masked(self.typed))
+
+    def refused(self, message: str, hint: str = "") -> ConfigError:
+        return refused(message, self.mark, hint)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:
@@ -30,109 +40,108 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[Override]
     for argument in rest:
         if argument == "--unset":
             path = following(rest, argument)
-            overrides.append(Override(parse_path(path, argument), None, f"--unset {path}"))
+            overrides.append(override(path, None, f"--unset {path}"))
         elif argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             value = value if equals else following(rest, argument)
-            overrides.append(Override(parse_path(name, argument), value, f"--{name}={value}"))
-        elif "=" in argument and not argument.startswith("-"):
-            name, _, value = argument.partition("=")
-            overrides.append(Override(parse_path(name, argument), value, argument))
+            overrides.append(override(name, value, f"--{name}={value}"))
         elif argument.startswith("-"):
-            raise refused(argument, f"`{argument}` is neither an option nor an override.")
+            mark = Mark(COMMAND_LINE, text=argument)
+            raise refused(f"`{argument}` is neither an option nor an override.", mark)
+        elif "=" in argument:
+            name, _, value = argument.partition("=")
+            overrides.append(override(name, value, argument))
         else:
             files.append(argument)
     return files, overrides
 
 
 def following(rest: Iterator[str], argument: str) -> str:
+    """The word after an option that needs one."""
     value = next(rest, None)
     if value is None:
-        raise refused(argument, f"`{argument}` needs a value.", f"write {argument}=VALUE")
+        mark = Mark(COMMAND_LINE, text=argument)
+        raise refused(f"`{argument}` needs a value.", mark, f"write {argument}=VALUE")
     return value
 
 
-def parse_path(text: str, typed: str) -> ConfigPath:
-    """`a.b.0` -> ("a", "b", 0)."""
-    parts = text.split(".")
-    if not all(parts):
-        raise refused(typed, f"`{text}` is not the path of a key.", "write section.key=value")
-    return tuple(int(part) if part.isdecimal() else part for part in parts)
-
-
-def refused(typed: str, message: str, hint: str = "") -> ConfigError:
-    return ConfigError([Problem(message, Mark(COMMAND_LINE, text=typed), hint)])
+def override(path: str, value: str | None, typed: str) -> Override:
+    made = Override(tuple(path.split(".")), value, typed)
+    if not all(made.path):
+        raise made.refused(f"`{path}` is not the path of a key.", "write section.key=value")
+    return made
 
 
 def apply_overrides(document: Document, overrides: Sequence[Override]) -> None:
-    """Change `document` in the order in which they were given.
+    """Change `document` in the order in which they were given; what can't be done is noted in its
+    problems."""
+    for each in overrides:
+        try:
+            apply(document, each)
+        except ConfigError as error:
+            document.problems += error.problems
+
+
+def apply(document: Document, each: Override) -> None:
+    """One change.
 
     Raises:
-        ConfigError: A list index that isn't there, or a path through a scalar.
+        ConfigError: There is no such list item, section or key, or the value isn't YAML.
     """
-    for override in overrides:
-        mark = Mark(COMMAND_LINE, text=override.typed)
-        holder = holder_of(document, override, mark)
-        name = override.path[-1]
-        if override.value is None:
-            remove(document, holder, override, mark)
-            continue
-        document.forget(override.path)
-        value = read_value(document, override, mark)
-        if isinstance(holder, list) and name == len(holder):
-            holder.append(value)
-        else:
-            holder[name] = value
+    path = numbered(document, our_spelling(each.path))
+    if each.value is None:
+        if not document.has(path):
+            raise each.refused(f"There is no `{dotted(each.path)}` to unset.")
+        remove(document, path)
+        return
+    value = read_typed(each.value, each.mark)
+    make_way(document, path, each)
+    if document.has(path):
+        document.cut(path)
+    document.graft(path, value)
+    document.keys[path] = each.mark
 
 
-def holder_of(document: Document, override: Override, mark: Mark) -> Any:
-    """The mapping or list that the last part of the path is in; missing mappings are made."""
-    current: Any = document.tree
-    for depth, name in enumerate(override.path):
-        here = override.path[: depth + 1]
-        if isinstance(current, list):
-            if not isinstance(name, int) or name > len(current) - (depth + 1 < len(override.path)):
-                raise ConfigError(
-                    [Problem(f"`{dotted(here[:-1])}` is a list of {len(current)}.", mark)]
-                )
-        elif not isinstance(current, dict):
-            raise ConfigError([Problem(f"`{dotted(here[:-1])}` is not a section.", mark)])
-        elif isinstance(name, int):
-            name = str(name)
-        if depth + 1 == len(override.path):
-            return current
-        if isinstance(current, dict) and current.get(name) is None:
-            if override.value is None:
-                raise not_there(override, mark)
-            current[name] = {}
-            document.keys[here] = document.values[here] = mark
-        current = current[name]
-    return current
+def numbered(document: Document, words: ConfigPath) -> ConfigPath:
+    """The path with numbers for the items of lists."""
+    path: ConfigPath = ()
+    for word in words:
+        in_list = isinstance(document.get(path), list)
+        path = (*path, list_index(word) if in_list else word)
+    return path
 
 
-def remove(document: Document, holder: Any, override: Override, mark: Mark) -> None:
-    name = override.path[-1]
-    try:
-        del holder[name]
-    except (KeyError, IndexError):
-        raise not_there(override, mark) from None
-    document.forget(override.path)
+def make_way(document: Document, path: ConfigPath, each: Override) -> None:
+    """Make the sections that are still missing on the way to `path`."""
+    for depth in range(len(path)):
+        here, holder = path[:depth], document.get(path[:depth])
+        if holder is None:
+            if document.has(here):
+                document.cut(here)
+            document.graft(here, Document({}, {(): each.mark}, {(): each.mark}))
+        elif isinstance(holder, list):
+            is_last = depth + 1 == len(path)
+            if path[depth] > len(holder) - (not is_last):
+                raise each.refused(f"`{dotted(here)}` is a list of only {len(holder)}.")
+        elif not isinstance(holder, dict):
+            raise each.refused(f"`{dotted(here)}` is not a section.")
 
 
-def not_there(override: Override, mark: Mark) -> ConfigError:
-    return ConfigError([Problem(f"There is no `{dotted(override.path)}` to unset.", mark)])
+def list_index(word: str) -> int:
+    """The number that a word is; one beyond all lists if it is none."""
+    return int(word) if word.isdecimal() and len(word) < 10 else MAX_NODES
 
 
-def read_value(document: Document, override: Override, mark: Mark) -> Any:
-    """An override's value: YAML, so lists and mappings may be written in brackets."""
-    read = Reader.of_text(override.value, COMMAND_LINE)
-    document.keys[override.path] = mark
-    for path in read.values:
-        document.values[(*override.path, *path)] = mark
-    for path in read.keys:
-        document.keys[(*override.path, *path)] = mark
-    return read.tree
-
-
-def dotted(path: ConfigPath) -> str:
-    return ".".join(map(str, path))
+def remove(document: Document, path: ConfigPath) -> None:
+    """Take out one key or item; the items of a list close up."""
+    *base, name = path
+    holder = document.get(tuple(base))
+    later = []
+    if isinstance(holder, list):
+        places = [(*base, index) for index in range(name + 1, len(holder))]
+        later = [document.part(place) for place in places]
+        for place in reversed(places):
+            document.cut(place)
+    document.cut(path)
+    for piece in later:
+        document.graft((*base, len(holder)), piece)

@@ -17,7 +17,8 @@ BOOLEANS = {
     "False": False,
     "FALSE": False,
 }
-INTEGER = re.compile(r"[-+]?[0-9][0-9_]*")
+# Longer digits than any number that we know what to do with; int() refuses thousands of them.
+INTEGER = re.compile(r"[-+]?[0-9][0-9_]{0,99}")
 PREFIXED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 SPECIAL = {".inf": "inf", "-.inf": "-inf", "+.inf": "inf", ".nan": "nan"}

@@ -85,7 +85,7 @@ def key(
         "slot": slot,
         "at_least": at_least,
     }
-    return attrs.field(default=default, metadata=metadata)
+    return attrs.field(default=default, repr=not secret, metadata=metadata)
 
 
 @attrs.frozen(kw_only=True)
@@ -201,6 +201,9 @@ class Checkpoint:
     model_save_format: Literal["safetensors", "torch_save"] = key(
         "Format of the weights.", default="safetensors"
     )
+    save_consolidated: Literal[True] = key(
+        "The saved model is always a plain transformers folder.", default=True
+    )
     save_every_steps: int | None = key(
         "Save every N steps; the end of the run is always saved.", default=None, at_least=1
     )
@@ -231,8 +234,9 @@ class EarlyStopping:
 class GuardSettings:
     """Faults that are looked for while training; what each one does when it finds one."""
 
-    non_finite: Literal["stop", "off"] = key(
-        "A loss or gradient that is NaN or infinite.", default="stop"
+    non_finite: Literal["stop", "skip", "off"] = key(
+        "A loss or gradient that is NaN or infinite; skip leaves the weights as they were.",
+        default="stop",
     )
     no_supervised_tokens: Literal["stop", "off"] = key(
         "An optimizer step in which every label is masked.", default="stop"
@@ -318,6 +322,18 @@ class Slurm:
 
 
 @attrs.frozen(kw_only=True)
+class Plugins:
+    """Which installed plugins may be used: distributions, `name`, `kind:name`, `owner/name`."""
+
+    disable: list[str] = key(
+        "Treat these as if they were not installed.", default=attrs.Factory(list)
+    )
+    require: list[str] = key(
+        "Refuse to start unless these can be used.", default=attrs.Factory(list)
+    )
+
+
+@attrs.frozen(kw_only=True)
 class RunConfig:
     """A whole run. `model`, `dataset` and `step_scheduler` are required."""
 
@@ -389,6 +405,7 @@ class RunConfig:
         default=attrs.Factory(list),
         slot=Slot("loggers", given=("api_key",), example="tensorboard"),
     )
+    plugins: Plugins = key("Which installed plugins may be used.")
     slurm: Slurm | None = key(
         "Submit to Slurm.", default=None, pending="submission; start the run inside your own job"
     )

@@ -7,7 +7,6 @@ are targets, whose arguments are judged later by their own signature.
 
 from __future__ import annotations
 
-import difflib
 import math
 import types
 import typing
@@ -16,32 +15,25 @@ from typing import Any, Literal
 
 import attrs
 
-from automodel_core.config.aliases import move_aliases
+from automodel_core.config.aliases import move_aliases, spellings_in
+from automodel_core.config.defaults import add_defaults, inherit_dataloader
 from automodel_core.config.document import Document
-from automodel_core.config.report import Problem
-from automodel_core.config.schema import RunConfig, Slot, StepScheduler, Target, Use
+from automodel_core.config.dtypes import read_dtype
+from automodel_core.config.hints import NAMES, shown, type_hint
+from automodel_core.config.report import MASK, Problem
+from automodel_core.config.schema import RunConfig, Slot, Target, Use
+from automodel_core.config.secrets import is_secret
 from automodel_core.config.variables import Variable
 from automodel_core.errors import ConfigPath
+from automodel_core.wording import did_you_mean
 
-DEFAULT_LR, DEFAULT_LR_WITH_ADAPTERS = 2e-5, 1e-4
 TARGET_KEY = "_target_"
-BAD = object()
-
-# YAML 1.1 read these as booleans; YAML 1.2 reads them as text.
-OLD_BOOLEANS = {
-    "yes": "true",
-    "on": "true",
-    "y": "true",
-    "no": "false",
-    "off": "false",
-    "n": "false",
-}
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+BAD: Any = object()
 
 
 def structure(
     document: Document, environ: Mapping[str, str], *, strict: bool
-) -> tuple[RunConfig | None, list[Problem]]:
+) -> tuple[RunConfig, list[Problem]]:
     """Turn a document into a RunConfig. The document is rewritten in our spelling on the way.
 
     Args:
@@ -50,14 +42,14 @@ def structure(
         strict: An unset variable is an error; if not, a warning, and its value isn't judged.
 
     Returns:
-        The configuration, or None if there are errors; and all problems, warnings too.
+        The configuration and all problems, warnings too. What is wrong is None in it, so that the
+        targets elsewhere can be checked nevertheless.
     """
-    problems = move_aliases(document)
+    move_aliases(document)  # those in mappings that were typed on the command line
+    inherit_dataloader(document)
     structurer = Structurer(document, environ, strict)
     config = structurer.run()
-    problems += structurer.problems
-    failed = any(problem.severity == "error" for problem in problems)
-    return (None if failed else config), problems
+    return config, list(dict.fromkeys(document.problems + structurer.problems))
 
 
 class Structurer:
@@ -67,22 +59,35 @@ class Structurer:
         self.document, self.environ, self.strict = document, environ, strict
         self.problems: list[Problem] = []
 
-    def run(self) -> RunConfig | None:
-        tree = self.resolved(self.document.tree, ())
-        tree = {k: v for k, v in tree.items() if not k.startswith(("_", "x-"))}
-        self.add_defaults(tree)
+    def run(self) -> RunConfig:
+        """The whole configuration. Sections of the user's own, `_...` and `x-...`, aren't read."""
+        tree = {
+            name: self.resolved(value, (name,))
+            for name, value in self.document.tree.items()
+            if not name.startswith(("_", "x-"))
+        }
+        add_defaults(tree)
         config = self.section(RunConfig, tree, ())
-        if config is not BAD:
-            self.cross_check(config)
-        return None if config is BAD else config
+        self.cross_check(config)
+        return config
 
     def problem(self, path: ConfigPath, message: str, hint: str = "", on: str = "value") -> Any:
         """Note a problem at `path`; returns BAD, for the walk to go on with."""
         self.problems.append(Problem(message, self.document.place(path, on=on), hint))
         return BAD
 
+    def name(self, path: ConfigPath) -> str:
+        return f"`{self.document.name(path)}`"
+
+    def shown(self, path: ConfigPath, value: Any) -> str:
+        """A value for a message; a secret one, or one from the environment, as its placeholder."""
+        written = self.document.get(path)
+        if isinstance(written, Variable):
+            return written.text
+        return MASK if is_secret(path) else shown(value)
+
     def resolved(self, value: Any, path: ConfigPath) -> Any:
-        """`value` with variables replaced; an unset one becomes an Unset, which fits anywhere."""
+        """`value` with its variables replaced; an unset one stays and fits anywhere."""
         if isinstance(value, dict):
             return {name: self.resolved(each, (*path, name)) for name, each in value.items()}
         if isinstance(value, list):
@@ -91,32 +96,21 @@ class Structurer:
             return value
         if not (unset := value.unset(self.environ)):
             return value.value(self.environ)
-        name = unset[0]
         self.problems.append(
             Problem(
-                f"The environment variable {name} is not set.",
+                f"The environment variable {unset[0]} is not set.",
                 self.document.place(path),
-                f"set it, or write ${{{name},default}}",
+                f"set it, or write ${{{unset[0]},default}}",
                 "error" if self.strict else "warning",
             )
         )
         return value
 
-    def add_defaults(self, tree: dict[str, Any]) -> None:
-        """The defaults that depend on other sections."""
-        optimizer = tree.setdefault("optimizer", {"weight_decay": 0.0})
-        if isinstance(optimizer, dict):
-            lr = DEFAULT_LR_WITH_ADAPTERS if tree.get("peft") else DEFAULT_LR
-            optimizer.setdefault("lr", lr)
-        loader, validation = tree.get("dataloader"), tree.get("validation_dataloader")
-        if isinstance(validation, dict):
-            inherited = loader if isinstance(loader, dict) else {}
-            tree["validation_dataloader"] = {**inherited, "shuffle": False, **validation}
-
     def section(self, cls: type, value: Any, path: ConfigPath) -> Any:
-        """An instance of a section class, or BAD."""
+        """An instance of a section class, with None for what is wrong in it; BAD if all is."""
         if not isinstance(value, dict):
-            return self.problem(path, f"`{dotted(path)}` must be a section, not {shown(value)}.")
+            wrong = f"{self.name(path)} must be a section, not {self.shown(path, value)}."
+            return self.problem(path, wrong, "" if value else "write {} for the defaults")
         hints, fields = typing.get_type_hints(cls), attrs.fields_dict(cls)
         host = target_field(cls)
         known = {name for name in fields if name != host}
@@ -132,35 +126,39 @@ class Structurer:
                 made[name] = self.missing(field, here)
             elif field.default is attrs.NOTHING:
                 made[name] = self.field(field, hints[name], {}, here)
-        for name in [] if host else [name for name in value if name not in known]:
-            self.unknown(name, known, path)
-            made[name] = BAD
-        return BAD if BAD in made.values() else cls(**made)
+        if host is None:
+            self.unknown(value, known, path)
+        return cls(**{name: None if each is BAD else each for name, each in made.items()})
 
     def missing(self, field: attrs.Attribute, path: ConfigPath) -> Any:
         slot: Slot | None = field.metadata["slot"]
         example = f"{path[-1]}: {{{TARGET_KEY}: {slot.example}}}" if slot else f"{path[-1]}: ..."
-        return self.problem(
-            path[:-1], f"`{dotted(path)}` is missing.", f"{field.metadata['doc']} Write {example}"
-        )
+        hint = f"{field.metadata['doc']} Write {example}"
+        return self.problem(path[:-1], f"{self.name(path)} is missing.", hint, on="key")
 
-    def unknown(self, name: str, known: set[str], path: ConfigPath) -> None:
-        near = difflib.get_close_matches(name, known, n=1)
-        where = f" in `{dotted(path)}`" if path else ""
-        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}"
-        self.problem((*path, name), f"There is no key `{name}`{where}.", hint, on="key")
+    def unknown(self, section: dict[str, Any], known: set[str], path: ConfigPath) -> None:
+        """Note every key of a section that is none of its class."""
+        where = f" in {self.name(path)}" if path else ""
+        for name in [name for name in section if name not in known]:
+            here = (*path, name)
+            if (spellings := spellings_in(here)) and isinstance(section[name], dict):
+                self.unknown(section[name], set(spellings), here)
+                continue
+            hint = did_you_mean(name, {*known, *spellings_in(path)})
+            listed = f"known here: {', '.join(sorted(known))}"
+            self.problem(here, f"There is no key `{name}`{where}.", hint or listed, on="key")
 
     def field(self, field: attrs.Attribute, annotation: Any, value: Any, path: ConfigPath) -> Any:
         """A field's value, after asking whether it is available yet."""
-        pending = field.metadata.get("pending")
-        if pending and value not in (None, False, 0, {}, field.default):
-            return self.problem(path, f"`{dotted(path)}` isn't available yet.", pending, on="key")
-        if pending and not value:
-            return None if field.default is None else field.default
+        if pending := field.metadata.get("pending"):
+            if is_off(value, field.default):
+                return field.default
+            return self.problem(path, f"{self.name(path)} isn't available yet.", pending, on="key")
         made = self.value(annotation, value, path, field.metadata.get("slot"))
         least = field.metadata.get("at_least")
         if least is not None and isinstance(made, int | float) and made < least:
-            return self.problem(path, f"`{dotted(path)}` must be at least {least}, not {made}.")
+            wrong = f"must be at least {least}, not {self.shown(path, made)}."
+            return self.problem(path, f"{self.name(path)} {wrong}")
         return made
 
     def value(self, annotation: Any, value: Any, path: ConfigPath, slot: Slot | None) -> Any:
@@ -180,7 +178,7 @@ class Structurer:
         if origin is list:
             return self.sequence(options[0], value, path, slot)
         if origin is Literal:
-            return value if value in options else self.not_listed(options, value, path)
+            return self.choice(options, value, path)
         return self.scalar(annotation, value, path)
 
     def union(self, options: tuple, value: Any, path: ConfigPath, slot: Slot | None) -> Any:
@@ -194,70 +192,76 @@ class Structurer:
 
     def mapping(self, item: Any, value: Any, path: ConfigPath, slot: Slot | None) -> Any:
         made = {k: self.value(item, v, (*path, k), slot) for k, v in value.items()}
-        return BAD if BAD in made.values() else made
+        return {k: v for k, v in made.items() if v is not BAD}
 
     def sequence(self, item: Any, value: Any, path: ConfigPath, slot: Slot | None) -> Any:
         if not isinstance(value, list):
-            return self.problem(path, f"`{dotted(path)}` must be a list, not {shown(value)}.")
+            wrong = f"must be a list, not {self.shown(path, value)}."
+            return self.problem(path, f"{self.name(path)} {wrong}")
         made = [self.value(item, each, (*path, i), slot) for i, each in enumerate(value)]
-        return BAD if BAD in made else made
+        return [each for each in made if each is not BAD]
 
-    def not_listed(self, options: tuple, value: Any, path: ConfigPath) -> Any:
-        near = difflib.get_close_matches(str(value), [str(each) for each in options], n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        listed = ", ".join(map(str, options))
+    def choice(self, options: tuple, value: Any, path: ConfigPath) -> Any:
+        """One of a few words, or a boolean that can only be true."""
+        if any(type(value) is type(each) and value == each for each in options):
+            return value
+        words = [shown(each) if isinstance(each, bool) else each for each in options]
+        hint = did_you_mean(value, words) if isinstance(value, str) else ""
         return self.problem(
             path,
-            f"`{dotted(path)}` can't be {self.shown_at(path, value)}.",
-            f"{hint}One of: {listed}",
+            f"{self.name(path)} can't be {self.shown(path, value)}.",
+            f"{hint} One of: {', '.join(words)}".strip() if len(words) > 1 else "",
         )
 
     def scalar(self, kind: type, value: Any, path: ConfigPath) -> Any:
         """A number, a boolean or a text, never one made from another."""
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind is float and type(value) is int:
             value = float(value)
         if type(value) is kind and not (kind is float and not math.isfinite(value)):
             return value
-        return self.problem(
-            path,
-            f"`{dotted(path)}` must be {NAMES[kind]}, not {self.shown_at(path, value)}.",
-            type_hint(kind, value),
-        )
-
-    def shown_at(self, path: ConfigPath, value: Any) -> str:
-        """A value for a message; one from the environment as its placeholder."""
-        raw = self.document.tree
-        for name in path:
-            raw = raw[name] if isinstance(raw, dict | list) and is_in(raw, name) else None
-        return raw.text if isinstance(raw, Variable) else shown(value)
+        wrong = f"must be {NAMES[kind]}, not {self.shown(path, value)}."
+        return self.problem(path, f"{self.name(path)} {wrong}", type_hint(kind, value))
 
     def target(self, value: Any, path: ConfigPath, slot: Slot) -> Any:
         """A `_target_` section, a bare name, or the slot's default."""
+        line = f"{TARGET_KEY}: {slot.example or slot.default}"
         if isinstance(value, str):
             return Target(value, slot.kind, {}, path, slot.use)
         if not isinstance(value, dict):
-            return self.problem(
-                path,
-                f"`{dotted(path)}` must be a section with `{TARGET_KEY}`, not {shown(value)}.",
-                f"write {TARGET_KEY}: {slot.example or slot.default}",
-            )
-        name = value.get(TARGET_KEY, slot.default)
+            wrong = f"must be a section with `{TARGET_KEY}`, not {self.shown(path, value)}."
+            return self.problem(path, f"{self.name(path)} {wrong}", f"write {line}")
+        if TARGET_KEY not in value and slot.default is None:
+            wrong = f"{self.name(path)} needs a `{TARGET_KEY}`."
+            for name in value:
+                if hint := did_you_mean(name, [TARGET_KEY], cutoff=0.8):
+                    return self.problem((*path, name), wrong, hint, on="key")
+            return self.problem(path, wrong, f"add {line}", on="key")
+        name = self.target_name(value.get(TARGET_KEY, slot.default), path, f"write {line}")
+        arguments = {k: self.argument(v, (*path, k)) for k, v in value.items() if k != TARGET_KEY}
+        if slot.kind == "models":
+            arguments = self.with_dtype(arguments, path)
+        return BAD if name is BAD else Target(name, slot.kind, arguments, path, slot.use)
+
+    def target_name(self, name: Any, path: ConfigPath, hint: str) -> Any:
+        """What stands behind `_target_`; BAD if it is no name, or not known yet."""
+        if isinstance(name, str):
+            return name
         if isinstance(name, Variable):
             return BAD
-        if not isinstance(name, str):
-            wrong = (
-                f"needs a `{TARGET_KEY}`"
-                if name is None
-                else f"has a `{TARGET_KEY}` of {shown(name)}"
-            )
-            line = f"{TARGET_KEY}: {slot.example or slot.default}"
-            return self.problem(path, f"`{dotted(path)}` {wrong}.", f"add {line}", on="key")
-        arguments = {
-            key: self.argument(each, (*path, key))
-            for key, each in value.items()
-            if key != TARGET_KEY
-        }
-        return Target(name, slot.kind, arguments, path, slot.use)
+        here = (*path, TARGET_KEY)
+        wrong = f"must be the name of a target, not {self.shown(here, name)}."
+        return self.problem(here, f"{self.name(here)} {wrong}", hint)
+
+    def with_dtype(self, arguments: dict[str, Any], path: ConfigPath) -> dict[str, Any]:
+        """A model's arguments, with the plain name of the dtype."""
+        asked, here = arguments.get("torch_dtype"), (*path, "torch_dtype")
+        if not isinstance(asked, str):
+            return arguments
+        name, hint = read_dtype(asked)
+        if name is not None:
+            return arguments | {"torch_dtype": name}
+        self.problem(here, f"{self.name(here)} can't be {self.shown(here, asked)}.", hint)
+        return {k: v for k, v in arguments.items() if k != "torch_dtype"}
 
     def argument(self, value: Any, path: ConfigPath, use: Use = "call") -> Any:
         """An argument of a target; mappings with `_target_` in it become targets themselves."""
@@ -266,17 +270,17 @@ class Structurer:
         if not isinstance(value, dict):
             return value
         arguments = {k: self.argument(v, (*path, k), use) for k, v in value.items()}
-        name = arguments.pop(TARGET_KEY, None)
-        if name is None:
+        if TARGET_KEY not in arguments:
             return arguments
-        if not isinstance(name, str):
-            self.problem((*path, TARGET_KEY), f"A `{TARGET_KEY}` is a name, not {shown(name)}.")
-        return Target(str(name), None, arguments, path, use)
+        name = self.target_name(arguments.pop(TARGET_KEY), path, "")
+        return None if name is BAD else Target(name, None, arguments, path, use)
 
     def cross_check(self, config: RunConfig) -> None:
         """What no single key can tell."""
-        scheduler: StepScheduler = config.step_scheduler
-        if scheduler.val_every_steps is not None and config.validation_dataset is None:
+        scheduler = config.step_scheduler
+        if scheduler is None or scheduler.val_every_steps is None:
+            return
+        if self.document.get(("validation_dataset",)) is None:
             self.problem(
                 ("step_scheduler", "val_every_steps"),
                 "`val_every_steps` is given, but there is no validation_dataset.",
@@ -285,46 +289,16 @@ class Structurer:
             )
 
 
+def is_off(value: Any, default: Any) -> bool:
+    """Whether a value asks for nothing: none, the default, or a section that says so itself."""
+    if isinstance(value, dict):
+        return value.get("enable", value.get("enabled")) is False
+    return value is None or (type(value) is type(default) and value == default)
+
+
 def target_field(cls: type) -> str | None:
     """The field of a section class that takes `_target_` and every key the class doesn't know."""
     for name in ("loader", "target"):
         if name in attrs.fields_dict(cls):
             return name
     return None
-
-
-def is_in(holder: dict | list, name: str | int) -> bool:
-    return (
-        name in holder if isinstance(holder, dict) else isinstance(name, int) and name < len(holder)
-    )
-
-
-def dotted(path: ConfigPath) -> str:
-    return ".".join(map(str, path))
-
-
-def shown(value: Any) -> str:
-    """A YAML value as people speak of it."""
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "true", False: "false"}[value]
-    return f'the text "{value}"' if isinstance(value, str) else repr(value)
-
-
-def type_hint(kind: type, value: Any) -> str:
-    """What to write instead, where that is clear."""
-    if kind is bool and isinstance(value, str):
-        word = OLD_BOOLEANS.get(value.lower(), value.lower())
-        return f"write {word}" if word in ("true", "false") else "write true or false"
-    if kind in (int, float) and isinstance(value, str):
-        try:
-            kind(value)
-        except ValueError:
-            return ""
-        return f"write {value} without quotes"
-    if kind is str and not isinstance(value, dict | list):
-        return f'write "{shown(value)}"'
-    return ""

@@ -25,6 +25,10 @@ class Variable:
     text: str
     plain: bool
 
+    def names(self) -> list[str]:
+        """The environment variables in it."""
+        return [match["name"] for match in REFERENCE.finditer(self.text) if match["name"]]
+
     def unset(self, environ: Mapping[str, str]) -> list[str]:
         """The names in it that have neither a value nor a default."""
         return [
@@ -64,4 +68,4 @@ def substitute(text: str, environ: Mapping[str, str]) -> str:
 
 def escape(text: str) -> str:
     """`text` written so that reading it gives it back."""
-    return re.sub(r"\$(?=\$|\{)", "$$$$", text)
+    return re.sub(r"\$(?=\$|\{)", "$$", text)

@@ -25,6 +25,7 @@ from automodel_core.train.checkpoint import (
 )
 from automodel_core.train.console import Console
 from automodel_core.train.context import RunContext
+from automodel_core.train.due import validation_owed
 from automodel_core.train.generation import (
     Answers,
     Question,
@@ -33,19 +34,22 @@ from automodel_core.train.generation import (
 )
 from automodel_core.train.guards import Guards, LostUpdates, check_trainable
 from automodel_core.train.head import check_head, split_head
-from automodel_core.train.loop import Run, restore, train
+from automodel_core.train.loop import train
 from automodel_core.train.observed import observed
 from automodel_core.train.precision import assert_precision
 from automodel_core.train.prepare import Prepared, check_space, prepare
 from automodel_core.train.quiet import quiet_libraries
 from automodel_core.train.resume import check_same_data, checkpoint_to_resume
 from automodel_core.train.rng import be_deterministic, seed_everything
+from automodel_core.train.run import Run
 from automodel_core.train.run_folder import (
+    go_back_to,
     locked,
     open_run_folder,
     point_to,
     prune,
 )
+from automodel_core.train.saving import forget_later_lines, restore
 from automodel_core.train.state import load_training_state
 from automodel_core.train.step import Objective
 from automodel_core.train.summary import print_plan, print_summary
@@ -79,12 +83,13 @@ def fine_tune(config: RunConfig, context: RunContext) -> Path:
             check_same_data(checkpoint, prepared.data.fingerprint, config.dataset.path)
         run = load(config, context, console, prepared, folder, checkpoint)
         run.seconds["prepare"] = run.seconds.get("prepare", 0.0) + time.perf_counter() - started
-        if run.finished:
+        if run.finished and not validation_owed(run):
             console.say(
                 f"{folder} already holds this run, finished at step {run.step}. "
                 "Raise max_steps or num_epochs to go on, or pass --fresh to start again."
             )
             return folder
+        (folder / "config.yaml").write_text(context.effective_yaml)
         with observed(run, context.command):
             print_plan(console, run, prepared.source)
             before = answers_before(run, prepared.questions)
@@ -130,7 +135,12 @@ def load(
             ranked=config.rng.ranked,
             rank=0,
         ),
-        guards=Guards(config.guards, console.say, LostUpdates.of(model)),
+        guards=Guards(
+            config.guards,
+            console.say,
+            LostUpdates.of(model),
+            loss_scaling=prepared.precision.loss_scaling,
+        ),
         writer=CheckpointWriter(
             background=config.checkpoint.async_save,
             published=after_publishing(config, context, folder),
@@ -140,11 +150,13 @@ def load(
         horizon=prepared.horizon,
         peak_lr=[group["lr"] for group in optimizer.param_groups],
     )
-    if checkpoint is not None:
+    if checkpoint is None:
+        forget_later_lines(run)
+    else:
+        go_back_to(checkpoint, folder)
         restore(run, *load_training_state(checkpoint / "training"))
         console.say(f"Going on from {checkpoint} (step {run.step}).")
         run.hooks.automodel_checkpoint_loaded(folder=folder, step=run.step, path=checkpoint)
-    (folder / "config.yaml").write_text(context.effective_yaml)
     return run
 
 

@@ -16,7 +16,7 @@ from automodel_core.errors import UserError
 from automodel_core.protocols import Batch, Dataset
 from automodel_core.targets import Targets
 from automodel_core.train.fingerprint import fingerprint
-from automodel_core.train.order import Cursor, EpochBatches, Layout, epoch_order
+from automodel_core.train.order import Cursor, EpochBatches, Layout, Order, epoch_order
 
 # A loader over micro-batches of indices.
 MakeLoader = Callable[[EpochBatches], Any]
@@ -70,6 +70,7 @@ class TrainingData:
         layout: How a step's samples are spread over micro-batches and ranks.
         cursor: Where the next optimizer step begins.
         last_epoch: The epoch of the newest step.
+        last_samples: The numbers of its samples, over all ranks.
     """
 
     dataset: Dataset
@@ -79,6 +80,8 @@ class TrainingData:
     shuffle: bool
     cursor: Cursor = attrs.field(factory=Cursor)
     last_epoch: int = 0
+    last_samples: list[int] = attrs.field(factory=list)
+    _order: Order = ()
     _batches: Iterator[Batch] | None = None
 
     @classmethod
@@ -107,18 +110,19 @@ class TrainingData:
     def next_step(self) -> tuple[int, list[Batch]]:
         """The epoch and the micro-batches of the optimizer step that begins at the cursor."""
         if self._batches is None:
-            order = epoch_order(
+            self._order = epoch_order(
                 len(self.dataset), self.seed, self.cursor.epoch, shuffle=self.shuffle
             )
-            rest = EpochBatches(order, self.cursor.samples, self.layout)
+            rest = EpochBatches(self._order, self.cursor.samples, self.layout)
             self._batches = iter(self.make_loader(rest))
         return self.cursor.epoch, list(islice(self._batches, self.layout.grad_acc_steps))
 
     def advance(self) -> None:
         """An optimizer step is done: the cursor moves past its samples."""
         self.last_epoch = self.cursor.epoch
-        samples = min(self.layout.group, len(self.dataset) - self.cursor.samples)
-        self.cursor = self.cursor.advanced(samples, len(self.dataset))
+        start = self.cursor.samples
+        self.last_samples = [int(i) for i in self._order[start : start + self.layout.group]]
+        self.cursor = self.cursor.advanced(len(self.last_samples), len(self.dataset))
         if self.cursor.samples == 0:
             self._batches = None
 

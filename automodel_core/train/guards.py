@@ -23,6 +23,9 @@ from automodel_core.train.step import MicroBatch
 # own median distance from their median (a robust standard deviation, Hampel 1974).
 SPIKE_NATS, SPIKE_DEVIATIONS, SPIKE_MEMORY, SPIKE_AFTER = 1.0, 10.0, 20, 10
 
+# So many sample numbers are listed for a step that went wrong.
+SAMPLES_SHOWN = 16
+
 # Of the elements whose gradient isn't zero, this share may stay where it is.
 LOST_SHARE, LOST_EVERY, LOST_SAMPLE = 0.5, 50, 2**16
 
@@ -45,15 +48,14 @@ def check_supervision(step: int, micro_batches: Sequence[MicroBatch]) -> None:
         )
 
 
-def check_finite(metrics: StepMetrics) -> None:
-    """non_finite: a loss or gradient that is NaN or infinite has spoilt the weights."""
+def non_finite(metrics: StepMetrics, samples: Sequence[int]) -> str | None:
+    """What is NaN or infinite in a step, and the samples that it was taken on."""
     for name, value in (("loss", metrics.loss), ("gradient norm", metrics.grad_norm)):
         if not math.isfinite(value):
-            raise GuardStop(
-                "non_finite",
-                f"The {name} of step {metrics.step} is {value}. Nothing was saved after it.",
-                fix="resume from the last checkpoint with a smaller lr or a longer warm-up",
-            )
+            listed = ", ".join(map(str, samples[:SAMPLES_SHOWN]))
+            more = ", ..." if len(samples) > SAMPLES_SHOWN else ""
+            return f"The {name} of step {metrics.step} is {value}. Its samples: {listed}{more}."
+    return None
 
 
 @attrs.define
@@ -113,11 +115,14 @@ class Guards:
 
     Attributes:
         warn: Prints a line.
+        loss_scaling: The scaler skips steps whose gradients overflow, which is how it finds its
+            scale; only a loss that isn't finite is a fault then.
     """
 
     settings: GuardSettings
     warn: Callable[[str], None]
     lost_updates: LostUpdates
+    loss_scaling: bool = False
     spikes: SpikeDetector = attrs.field(factory=SpikeDetector)
     _warned: set[str] = attrs.field(factory=set)
 
@@ -126,8 +131,12 @@ class Guards:
         if self.settings.no_supervised_tokens == "stop":
             check_supervision(step, micro_batches)
 
-    def take_step(self, step: int, optimizer_step: Callable[[], None]) -> None:
+    def take_step(
+        self, step: int, grad_norm: torch.Tensor, optimizer_step: Callable[[], None]
+    ) -> None:
         """Take the optimizer step, and now and then measure what it changed."""
+        if self.settings.non_finite == "skip" and not torch.isfinite(grad_norm):
+            return
         if self.settings.lost_updates == "off" or not self.lost_updates.due(step):
             optimizer_step()
             return
@@ -140,10 +149,25 @@ class Guards:
                 "Write torch_dtype: auto (float32 master weights), or raise lr.",
             )
 
-    def after_step(self, metrics: StepMetrics) -> None:
-        """What the results of a step show."""
-        if self.settings.non_finite == "stop":
-            check_finite(metrics)
+    def after_step(self, metrics: StepMetrics, samples: Sequence[int]) -> None:
+        """What the results of a step show.
+
+        Args:
+            metrics: The step's.
+            samples: The numbers of its samples in the data set.
+        """
+        overflow = self.loss_scaling and math.isfinite(metrics.loss)
+        watched = self.settings.non_finite != "off" and not overflow
+        fault = non_finite(metrics, samples) if watched else None
+        if fault and self.settings.non_finite == "stop":
+            raise GuardStop(
+                "non_finite",
+                f"{fault} Nothing was saved after it.",
+                fix="resume from the last checkpoint with a smaller lr or a longer warm-up",
+            )
+        if fault:
+            self.warn(f"guard non_finite: {fault} The step is skipped.")
+            return
         if self.settings.loss_spike != "off" and self.spikes.is_spike(metrics.loss):
             message = f"The loss of step {metrics.step} jumped to {metrics.loss:.3f}."
             if self.settings.loss_spike == "stop":

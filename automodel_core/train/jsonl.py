@@ -30,6 +30,8 @@ class JsonLines:
     def forget_after(self, step: int) -> None:
         """Drop what came after `step`: a resumed run takes those steps again."""
         kept = [record for record in self.read() if record["step"] <= step]
-        aside = self.path.with_suffix(".new")
-        aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        aside.replace(self.path)
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        if self.path.exists() and self.path.read_text() != text:
+            aside = self.path.with_suffix(".new")
+            aside.write_text(text)
+            aside.replace(self.path)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from automodel_core.errors import SavedAfterSignal
-from automodel_core.train.loop import Run
+from automodel_core.train.run import Run
 from automodel_core.train.status import State, Status, write_status
 
 

@@ -70,6 +70,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
         questions = questions_from(asked, tokenizer)
     if config.distributed is not None:
         context.targets.build(config.distributed, supplied)
+    note_one_process(config, console)
     return Prepared(
         source=source,
         tokenizer=tokenizer,
@@ -114,6 +115,13 @@ def choose_device(console: Console) -> torch.device:
     if torch.backends.mps.is_available():
         console.say("This machine has an MPS device, which isn't supported: training on the CPU.")
     return torch.device("cpu")
+
+
+def note_one_process(config: RunConfig, console: Console) -> None:
+    """One process has no group: say so where the YAML chooses one, instead of ignoring it."""
+    asked = config.dist_env.backend
+    if asked is not None:
+        console.say(f"One process: there is no process group, so dist_env.backend {asked} waits.")
 
 
 def load_tokenizer(config: RunConfig, source: ModelSource) -> Any:

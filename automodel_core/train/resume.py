@@ -12,10 +12,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from automodel_core.config.document import load_files
+from automodel_core.config.reading import load_files
+from automodel_core.config.report import ConfigError
 from automodel_core.config.variables import Variable
 from automodel_core.errors import ConfigPath, UserError
-from automodel_core.train.checkpoint import read_manifest
+from automodel_core.train.checkpoint import damaged, read_manifest
 from automodel_core.train.context import RunContext
 from automodel_core.train.run_folder import checkpoints_in, latest_checkpoint
 
@@ -35,6 +36,7 @@ RULES: Mapping[tuple[str, ...], Rule] = {
     ("loggers",): Rule.FREE,
     ("slurm",): Rule.FREE,
     ("plugins",): Rule.FREE,
+    ("deterministic",): Rule.FREE,
     ("recipe",): Rule.FREE,
     ("guards",): Rule.FREE,
     ("generation_eval",): Rule.FREE,
@@ -87,12 +89,25 @@ def checkpoint_to_resume(folder: Path, context: RunContext) -> Path | None:
                 path=("checkpoint", "checkpoint_dir"),
             )
         return None
-    checkpoint = latest_checkpoint(folder) if context.resume == "latest" else Path(context.resume)
+    if context.resume == "latest":
+        checkpoint = latest_checkpoint(folder.resolve())
+    else:
+        checkpoint = Path(context.resume).expanduser().resolve()
     if checkpoint is not None:
         read_manifest(checkpoint)
+        if checkpoints_in(folder) and checkpoint.parent != folder.resolve():
+            raise UserError(
+                f"{folder} already holds a run, and {checkpoint} is of another one.",
+                fix="pass --fresh to start a new folder from it, or choose another checkpoint_dir",
+                path=("checkpoint", "checkpoint_dir"),
+            )
         saved_in = checkpoint / "config.yaml"
+        try:
+            saved = load_files([str(saved_in)]).tree
+        except ConfigError:
+            raise damaged(checkpoint, saved_in.name, "is no configuration") from None
         check_resume(
-            comparable(load_files([str(saved_in)]).tree),
+            comparable(saved),
             comparable(context.effective),
             override=context.resume_override,
             place=context.place,

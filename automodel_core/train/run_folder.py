@@ -16,6 +16,7 @@ except ImportError:  # Windows, where only importing must work
     fcntl = None
 
 CHECKPOINT_NAME = re.compile(r"epoch_(\d+)_step_(\d+)")
+LOGS = ("training.jsonl", "validation.jsonl", "answers_before.json")
 CHECKPOINT_DIR_KEY = ("checkpoint", "checkpoint_dir")
 
 
@@ -149,6 +150,30 @@ def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that `latest` names; the newest published one if the link is gone."""
     found = checkpoints_in(folder)
     return pointed_to(folder, "latest") or (found[-1] if found else None)
+
+
+def go_back_to(checkpoint: Path, folder: Path) -> None:
+    """Let a run go on from `checkpoint`, so that a run killed before its next one does so too.
+
+    Later checkpoints of the folder are moved to `superseded/`: the run is about to pass those steps
+    again. A checkpoint of another folder brings that run's logs along.
+    """
+    if checkpoint.parent != folder.resolve():
+        for name in LOGS:
+            if (checkpoint.parent / name).exists():
+                shutil.copyfile(checkpoint.parent / name, folder / name)
+        return
+    found = checkpoints_in(folder.resolve())
+    later = found[found.index(checkpoint) + 1 :]
+    if later:
+        point_to(checkpoint, "latest")
+    for each in later:
+        aside = folder / "superseded" / each.name
+        aside.parent.mkdir(exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        each.rename(aside)
+    if pointed_to(folder, "best") is None:
+        (folder / "best").unlink(missing_ok=True)
 
 
 def prune(folder: Path, keep_last: int | None) -> None:

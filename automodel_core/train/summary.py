@@ -6,8 +6,8 @@ from pathlib import Path
 
 from automodel_core.protocols import ModelSource
 from automodel_core.train.console import Console
-from automodel_core.train.loop import Run
 from automodel_core.train.metrics import peak_memory_gib
+from automodel_core.train.run import Run
 from automodel_core.train.run_folder import latest_checkpoint
 
 

@@ -1,9 +1,10 @@
 """The referee is transformers.Trainer on the very same batches."""
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+
 from automodel_datasets.collate import default_collater
 from automodel_datasets.squad import make_squad_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 STEPS, MICRO_BATCH, ACCUMULATION, LR = 50, 2, 2, 1e-3
 

@@ -30,9 +30,21 @@ def test_a_frozen_model_is_nothing_trainable():
 def test_a_non_finite_loss_or_gradient_stops_unless_switched_off(field, value):
     bad = attrs.evolve(METRICS, **{field: value})
     with pytest.raises(GuardStop) as caught:
-        guards().after_step(bad)
+        guards().after_step(bad, [3, 1])
     assert caught.value.guard == "non_finite"
-    guards(non_finite="off").after_step(bad)
+    assert "Its samples: 3, 1." in caught.value.message
+    guards(non_finite="off").after_step(bad, [3, 1])
+
+
+def test_skip_leaves_the_weights_alone_and_goes_on():
+    warnings, taken = [], []
+    watch = guards(warnings, non_finite="skip")
+    watch.take_step(1, torch.tensor(math.nan), lambda: taken.append(1))
+    watch.after_step(attrs.evolve(METRICS, loss=math.nan), [7])
+    assert taken == []
+    assert "The step is skipped" in warnings[0]
+    watch.take_step(2, torch.tensor(1.0), lambda: taken.append(2))
+    assert taken == [2]
 
 
 def test_a_step_without_supervision_stops_unless_switched_off():
@@ -61,9 +73,9 @@ def test_a_guard_that_warns_says_it_once():
     warnings = []
     watch = guards(warnings)
     for _ in range(15):
-        watch.after_step(METRICS)
+        watch.after_step(METRICS, [0])
     for _ in range(3):
-        watch.after_step(attrs.evolve(METRICS, loss=9.0))
+        watch.after_step(attrs.evolve(METRICS, loss=9.0), [0])
     assert len(warnings) == 1
     assert warnings[0].startswith("guard loss_spike")
 
@@ -75,7 +87,7 @@ def test_updates_that_bfloat16_rounds_away_are_measured(lr, fires):
     optimizer, warnings = torch.optim.AdamW(model.parameters(), lr=lr), []
     watch = guards(warnings, model)
     model(torch.randn(8, 64, dtype=torch.bfloat16)).float().square().sum().backward()
-    watch.take_step(1, optimizer.step)
+    watch.take_step(1, torch.tensor(1.0), optimizer.step)
     assert bool(warnings) == fires
 
 

@@ -64,6 +64,7 @@ def offline_runs():
     """A function from the folder of W&B's files to its offline runs, oldest first."""
 
     def read(folder: Path) -> list[Written]:
+        wandb.teardown()  # waits for the files; a finished run may still be writing them
         files = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime)
         return [Written(list(map(Record.FromString, messages(path)))) for path in files]
 

@@ -1,0 +1,73 @@
+"""The record of a run in progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pluggy
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from automodel_core.config.schema import RunConfig
+from automodel_core.protocols import StatefulRNG
+from automodel_core.train.checkpoint import CheckpointWriter
+from automodel_core.train.console import Console
+from automodel_core.train.data import TrainingData, ValidationData
+from automodel_core.train.guards import Guards
+from automodel_core.train.jsonl import JsonLines
+from automodel_core.train.loggers import Loggers
+from automodel_core.train.schedule import Horizon
+from automodel_core.train.step import Objective
+
+
+@attrs.define(kw_only=True)
+class Run:
+    """Everything that a run in progress holds.
+
+    Attributes:
+        step: Optimizer steps done.
+        ended_early: Early stopping has ended the run before its horizon.
+        peak_lr: Learning rate of each parameter group before the schedule.
+        seconds: Time spent so far, by phase.
+        label_tokens: Supervised tokens trained on so far.
+    """
+
+    config: RunConfig
+    folder: Path
+    effective_yaml: str
+    manifest: dict[str, Any]
+    console: Console
+    hooks: pluggy.HookRelay
+    loggers: Loggers
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    rng: StatefulRNG
+    guards: Guards
+    writer: CheckpointWriter
+    data: TrainingData
+    validation: dict[str, ValidationData]
+    horizon: Horizon
+    peak_lr: list[float]
+    step: int = 0
+    ended_early: bool = False
+    seconds: dict[str, float] = attrs.field(
+        factory=lambda: {"train": 0.0, "validate": 0.0, "save": 0.0}
+    )
+    label_tokens: int = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.ended_early or self.step >= self.horizon.total_steps
+
+    @property
+    def training_log(self) -> JsonLines:
+        return JsonLines(self.folder / "training.jsonl")
+
+    @property
+    def validation_log(self) -> JsonLines:
+        return JsonLines(self.folder / "validation.jsonl")

@@ -1,0 +1,89 @@
+"""When a run is saved, what of it, and how it is put back."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from automodel_core.errors import SavedAfterSignal
+from automodel_core.train.run import Run
+from automodel_core.train.state import (
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_model,
+    save_training_state,
+    staged_weights,
+)
+from automodel_core.train.validating import no_longer_improving
+
+
+def save(run: Run) -> Path:
+    """Write a checkpoint of the state after `run.step`; everything it holds is copied first."""
+    started = time.perf_counter()
+    target = run.folder / f"epoch_{run.data.last_epoch}_step_{run.step}"
+    weights = staged_weights(run.model)
+    tensors = optimizer_tensors(run.optimizer, run.model)
+    state = training_state(run)
+
+    def fill(folder: Path) -> None:
+        save_format = run.config.checkpoint.model_save_format
+        save_model(folder / "model", run.model, weights, run.tokenizer, save_format)
+        save_training_state(folder / "training", tensors, state)
+        (folder / "config.yaml").write_text(run.effective_yaml)
+
+    run.writer.write(target, fill, {**run.manifest, "metrics": metrics_at(run)})
+    run.seconds["save"] += time.perf_counter() - started
+    return target
+
+
+def metrics_at(run: Run) -> dict[str, float]:
+    """The validation metrics of exactly this step, if there are any."""
+    records = run.validation_log.read()
+    return records[-1] if records and records[-1]["step"] == run.step else {}
+
+
+def training_state(run: Run) -> dict[str, Any]:
+    """What exact resumption needs besides the tensors."""
+    return {
+        "step": run.step,
+        "label_tokens": run.label_tokens,
+        "data": run.data.state_dict(),
+        "rng": run.rng.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "seconds": run.seconds,
+    }
+
+
+def restore(run: Run, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+    """Stand where the checkpoint stood; later lines of the logs are taken back."""
+    load_optimizer_tensors(run.optimizer, run.model, tensors)
+    run.step, run.label_tokens, run.seconds = state["step"], state["label_tokens"], state["seconds"]
+    run.data.load_state_dict(state["data"])
+    run.scaler.load_state_dict(state["scaler"])
+    run.rng.load_state_dict(state["rng"])
+    forget_later_lines(run)
+    run.ended_early = no_longer_improving(run)
+
+
+def saved_after_signal(run: Run, signal_name: str | None) -> SavedAfterSignal:
+    """Save if the YAML saves at all, and say how to go on."""
+    if not run.config.checkpoint.enabled:
+        return SavedAfterSignal(
+            f"Stopped by {signal_name} after step {run.step}; nothing is saved "
+            "because checkpoint.enabled is false."
+        )
+    target = save(run)
+    run.writer.settle()
+    return SavedAfterSignal(
+        f"Stopped by {signal_name} after step {run.step} and saved {target}.\n"
+        "Run the same command again to go on from there."
+    )
+
+
+def forget_later_lines(run: Run) -> None:
+    """Take back what an earlier attempt logged after this step: it is done again."""
+    run.training_log.forget_after(run.step)
+    run.validation_log.forget_after(run.step)

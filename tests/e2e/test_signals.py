@@ -1,0 +1,70 @@
+"""A real process is asked to stop, and later goes on as if nothing had happened."""
+
+import signal
+import time
+
+import pytest
+
+from tests.same_run import assert_same_run
+
+# Steps long enough to be hit: eight micro-batches of one padded sample.
+CHANGES = {
+    "model": {"hf_kwargs": {"attention_dropout": 0.2}},
+    "dataloader": {
+        "batch_size": 1,
+        "shuffle": True,
+        "collate_fn": {"_target_": "default_collater", "pad_to_multiple_of": 128},
+    },
+    "step_scheduler": {"max_steps": 8, "grad_acc_steps": 8, "val_every_steps": 4},
+}
+
+
+@pytest.fixture(scope="session")
+def memory():
+    return {}
+
+
+@pytest.fixture
+def changes(squad_folder):
+    section = {"_target_": "squad", "dataset_name": str(squad_folder), "split": "validation"}
+    return CHANGES | {"validation_dataset": section}
+
+
+@pytest.fixture
+def unbroken(automodel, changes, memory, tmp_path_factory):
+    if "run" not in memory:
+        memory["run"] = automodel(changes, folder=str(tmp_path_factory.mktemp("whole") / "run"))
+    return memory["run"]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_ends_the_run_after_its_step_and_saves(
+    started, automodel, changes, unbroken, name
+):
+    run = started(changes)
+    run.wait_for_step(2)
+    run.process.send_signal(getattr(signal, name))
+    stopped = run.finish()
+    assert stopped.code == 75, stopped.out
+    step = stopped.steps[-1]["step"]
+    assert 2 <= step < 8
+    assert f"Stopped by {name} after step {step} and saved" in stopped.out
+    assert [int(name.rpartition("_")[2]) for name in stopped.checkpoints] == [step]
+    resumed = automodel(changes)
+    assert f"(step {step})" in resumed.out
+    assert_same_run(resumed, unbroken)
+
+
+def test_a_second_interrupt_drops_the_step_at_once(started, automodel, changes, unbroken):
+    every = changes | {"checkpoint": {"save_every_steps": 2}}
+    run = started(every)
+    run.wait_for_step(3)
+    run.process.send_signal(signal.SIGINT)
+    time.sleep(0.02)
+    run.process.send_signal(signal.SIGINT)
+    stopped = run.finish()
+    assert stopped.code == 130, stopped.out
+    assert "Interrupted again: this step is not saved" in stopped.out
+    assert "Traceback" not in stopped.out
+    assert stopped.checkpoints[0] == "epoch_0_step_2"
+    assert_same_run(automodel(every), unbroken)
