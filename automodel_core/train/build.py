@@ -200,7 +200,7 @@ def load_model(
     saved, adapter = checkpoint / "model" if checkpoint else None, prepared.adapter
     with at(config.model.path):
         weights = None if adapter else saved
-        model = prepared.source.load_model(prepared.precision.base, prepared.device, weights)
+        model = prepared.source.load_model(prepared.precision.weights, prepared.device, weights)
         if weights is None:
             prepared.source.check_vocabulary(model, prepared.tokenizer)
     if adapter is not None:

@@ -17,10 +17,10 @@ class PrecisionPlan:
 
     Attributes:
         parameters: What the trainable weights are held in (and the gradients and optimizer state).
-        frozen: What the weights that don't train are held in; None if all train.
-        compute: What matrix products run in; other than `parameters`, through autocast.
+        compute: What matrix products run in; other than `weights`, through autocast.
         loss_scaling: Dynamic loss scaling, for float16.
         reason: Why, in words a user understands.
+        frozen: What the model is held in if only adapters train; None if it trains itself.
     """
 
     parameters: torch.dtype
@@ -30,23 +30,23 @@ class PrecisionPlan:
     frozen: torch.dtype | None = None
 
     @property
-    def base(self) -> torch.dtype:
-        """What the model is read in."""
+    def weights(self) -> torch.dtype:
+        """What the model's own weights are read in."""
         return self.frozen or self.parameters
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """The context in which forward passes run."""
-        if self.compute == self.parameters:
+        if self.compute == self.weights:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.compute)
 
     def rows(self) -> list[tuple[str, str]]:
         """What the start of a run prints."""
         name = str(self.parameters).removeprefix("torch.")
-        frozen = [("frozen parameters", str(self.frozen).removeprefix("torch."))]
+        frozen = str(self.frozen).removeprefix("torch.")
+        held = [("frozen weights", frozen), ("adapters", name)] if self.frozen else []
         return [
-            ("parameters", name),
-            *(frozen if self.frozen else []),
+            *(held or [("parameters", name)]),
             ("compute", str(self.compute).removeprefix("torch.")),
             ("gradients", name),
             ("optimizer state", name),
@@ -55,46 +55,41 @@ class PrecisionPlan:
         ]
 
 
-def plan_precision(requested: torch.dtype | Literal["auto"], device: torch.device) -> PrecisionPlan:
+def plan_precision(
+    requested: torch.dtype | Literal["auto"],
+    device: torch.device,
+    adapters: torch.dtype | None = None,
+) -> PrecisionPlan:
     """Decide the dtypes from the YAML's `torch_dtype` and the device.
+
+    Args:
+        requested: The YAML's `torch_dtype`.
+        device: Where the run is.
+        adapters: What adapters are held in; None if the model itself trains.
 
     Raises:
         UserError: float16 on the CPU, which has no fast float16 and no loss scaling.
     """
-    on_gpu = device.type == "cuda"
+    if requested == torch.float16 and device.type != "cuda":
+        raise UserError(
+            "float16 training needs a GPU: float32 master weights with a scaled loss.",
+            fix="write torch_dtype: bfloat16, float32 or auto",
+            path=("model", "torch_dtype"),
+        )
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    automatic = torch.bfloat16 if fast else torch.float32
+    compute = automatic if requested == "auto" else requested
+    scaled = requested == torch.float16
+    if adapters is not None:
+        reason = f"torch_dtype: {requested}, and {adapters} adapters beside it"
+        return PrecisionPlan(adapters, compute, scaled, reason, frozen=compute)
     if requested == "auto":
-        fast = on_gpu and torch.cuda.is_bf16_supported()
-        return PrecisionPlan(
-            torch.float32,
-            torch.bfloat16 if fast else torch.float32,
-            False,
-            "auto: float32 master weights, because all of them train",
-        )
-    if requested == torch.float16:
-        if not on_gpu:
-            raise UserError(
-                "float16 training needs a GPU: float32 master weights with a scaled loss.",
-                fix="write torch_dtype: bfloat16, float32 or auto",
-                path=("model", "torch_dtype"),
-            )
-        return PrecisionPlan(
-            torch.float32, torch.float16, True, "float16: float32 master weights, scaled loss"
-        )
-    return PrecisionPlan(requested, requested, False, f"torch_dtype: {requested}")
-
-
-def with_adapters(plan: PrecisionPlan, adapters: torch.dtype) -> PrecisionPlan:
-    """The plan of a model that stays as it is beside adapters of their own dtype.
-
-    Frozen weights take no updates that could be lost, so they are held in what they compute in.
-    """
-    return attrs.evolve(
-        plan,
-        parameters=adapters,
-        frozen=plan.compute,
-        reason=f"adapters in {str(adapters).removeprefix('torch.')}, frozen weights in what "
-        "matrix products run in",
-    )
+        reason = "auto: float32 master weights, because all of them train"
+        return PrecisionPlan(torch.float32, compute, scaled, reason)
+    if scaled:
+        reason = "float16: float32 master weights, scaled loss"
+        return PrecisionPlan(torch.float32, compute, scaled, reason)
+    return PrecisionPlan(requested, compute, scaled, f"torch_dtype: {requested}")
 
 
 def assert_precision(model: torch.nn.Module, plan: PrecisionPlan) -> None:

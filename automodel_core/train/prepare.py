@@ -19,7 +19,7 @@ from automodel_core.train.context import RunContext
 from automodel_core.train.data import TrainingData, ValidationData
 from automodel_core.train.generation import Question, questions_from
 from automodel_core.train.loggers import Loggers, build_loggers
-from automodel_core.train.precision import PrecisionPlan, plan_precision, with_adapters
+from automodel_core.train.precision import PrecisionPlan, plan_precision
 from automodel_core.train.run_folder import check_disk_space
 from automodel_core.train.schedule import Horizon, check_schedule, plan_horizon
 
@@ -53,7 +53,6 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
         "model_config": source.config,
         "seed": config.rng.seed,
     }
-    precision = plan_precision(source.torch_dtype, device)
     adapter: Adapter | None = None
     if config.peft is not None:
         if config.checkpoint.model_save_format != "safetensors":
@@ -63,7 +62,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
                 path=("checkpoint", "model_save_format"),
             )
         adapter = context.targets.build(config.peft, supplied)
-        precision = with_adapters(precision, adapter.dtype)
+    precision = plan_precision(source.torch_dtype, device, adapter.dtype if adapter else None)
     loggers = build_loggers(config, context, supplied)
     dataset = build_dataset(context, console, config.dataset, supplied)
     data = TrainingData.build(config, context.targets, dataset, supplied)

@@ -58,8 +58,8 @@ class AdaptedLayer(nn.Module):
     def adapt(self, settings: LayerSettings) -> None:
         """Add the new parameters; the layer computes what it did before."""
         self.settings = settings
-        # A module's own numbers are constants to torch.compile; those of a record are not.
-        self.lora_scale, self.lora_dropout = settings.scale, settings.dropout
+        scale = torch.tensor(settings.scale, device=self.weight.device)
+        self.register_buffer("lora_scale", scale, persistent=False)
 
     @classmethod
     def parameters_needed(cls, features_in: int, features_out: int, rank: int) -> int:
@@ -117,7 +117,7 @@ class LoraLinear(AdaptedLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., features_in]` to `[..., features_out]`."""
-        dropout = self.lora_dropout if self.training else 0.0
+        dropout = self.settings.dropout if self.training else 0.0
         return add_low_rank(super().forward(x), x, self.factors(), self.lora_scale, dropout)
 
 
@@ -151,7 +151,7 @@ class LoraEmbedding(AdaptedLayer):
         multiplier = getattr(self, "embed_scale", None)
         if multiplier is not None:
             update = update * multiplier.to(output.dtype)
-        return torch.add(output, update, alpha=self.lora_scale)
+        return output + update * self.lora_scale
 
 
 def adapt_in_place(

@@ -19,7 +19,7 @@ def add_low_rank(
     output: torch.Tensor,
     x: torch.Tensor,
     factors: tuple[torch.Tensor, torch.Tensor],
-    scale: float,
+    scale: torch.Tensor,
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """`output + scale * dropout(x) A^T B^T`, in the dtype of `output`.
@@ -29,11 +29,12 @@ def add_low_rank(
         x: `[..., features_in]`.
         factors: A `[rank, features_in]` and B `[features_out, rank]`. They are rounded to the dtype
             of `output` for the products; their gradients come in their own.
-        scale: Of the update.
+        scale: Of the update; a scalar where the others are, so that layers with different scales
+            share one compiled graph.
         dropout: Probability that an element of `x` is dropped on the adapter's way.
     """
     seed = draw_seed() if dropout else None
-    return _AddLowRank.apply(output, x, *factors, seed, scale, dropout)
+    return _AddLowRank.apply(output, x, *factors, scale, seed, dropout)
 
 
 class _AddLowRank(torch.autograd.Function):
@@ -44,27 +45,27 @@ class _AddLowRank(torch.autograd.Function):
         x: torch.Tensor,
         a: torch.Tensor,
         b: torch.Tensor,
+        scale: torch.Tensor,
         seed: torch.Tensor | None,
-        scale: float,
         dropout: float,
     ) -> torch.Tensor:
-        ctx.save_for_backward(x, a, b, seed)
-        ctx.scale, ctx.dropout, ctx.compute = scale, dropout, output.dtype
+        ctx.save_for_backward(x, a, b, scale, seed)
+        ctx.dropout, ctx.compute = dropout, output.dtype
         rows = _rows(x, seed, dropout, output.dtype)
         with torch.autocast(output.device.type, enabled=False):
-            reduced = rows @ a.to(output.dtype).t()
+            reduced = (rows @ a.to(output.dtype).t()).mul_(scale)
             flat = output.reshape(-1, output.shape[-1])
-            total = torch.addmm(flat, reduced, b.to(output.dtype).t(), alpha=scale)
+            total = torch.addmm(flat, reduced, b.to(output.dtype).t())
         return total.view(output.shape)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, a, b, seed = ctx.saved_tensors
+        x, a, b, scale, seed = ctx.saved_tensors
         low_a, low_b = a.to(ctx.compute), b.to(ctx.compute)
         rows = _rows(x, seed, ctx.dropout, ctx.compute)
         flat = gradient.reshape(-1, gradient.shape[-1])
-        of_reduced = (flat @ low_b).mul_(ctx.scale)
-        of_b = (flat.t() @ (rows @ low_a.t())).mul_(ctx.scale)
+        of_reduced = (flat @ low_b).mul_(scale)
+        of_b = flat.t() @ (rows @ low_a.t()).mul_(scale)
         of_a = of_reduced.t() @ rows
         of_x = None
         if ctx.needs_input_grad[1]:

@@ -16,7 +16,6 @@ WITHOUT_MODEL = (
     "invalid_target_wrong",
 )
 
-PEFT = "`peft` isn't available yet."
 FREEZE = "`freeze_config` isn't available yet."
 SLURM = "`slurm` isn't available yet."
 VLM = "`nemo_automodel.NeMoAutoModelForImageTextToText.from_pretrained` isn't available yet."
@@ -29,7 +28,6 @@ VLM_COLLATE = (
 
 # Block -> the line and message of each refusal. A block that isn't here has no problem.
 REFUSED = {
-    "peft": [(1, PEFT)],
     "model_vlm": [(2, VLM)],
     "distributed_nvfsdp": [
         (2, "`nemo_automodel.components.distributed.nvfsdp.NvFSDPManager` isn't available yet.")
@@ -39,7 +37,6 @@ REFUSED = {
     "freeze_config": [(1, FREEZE)],
     "slurm": [(1, SLURM)],
     "environment_variables": [(4, SLURM)],
-    "complete_llm_peft": [(11, PEFT)],
     "complete_vlm_freezing": [(6, VLM), (10, FREEZE), (15, MEDPIX), (22, VLM_COLLATE)],
     # What the reference itself calls wrong, and a block that only shows a pattern.
     "target_pattern": [(1, "There is no key `component`.")],

@@ -10,7 +10,11 @@ REFUSALS = {
     "unknown name": ("adamww", OPTIMIZER, {}),
     "nothing near": ("completely_else", OPTIMIZER, {}),
     "another kind": ("squad", OPTIMIZER, {}),
-    "not there yet": ("nemo_automodel.components.datasets.llm.hellaswag.HellaSwag", Slot("datasets"), {}),
+    "not there yet": (
+        "nemo_automodel.components.datasets.llm.hellaswag.HellaSwag",
+        Slot("datasets"),
+        {},
+    ),
     "slip in a foreign name": ("nemo_automodel.components.training.rng.RNG", Slot("rng"), {}),
     "not trusted": ("my_package.Lion", OPTIMIZER, {}),
     "not what it seems": ("torch.optim.adam.Tensor", OPTIMIZER, {}),
