@@ -155,8 +155,9 @@ def load(
     if checkpoint is None:
         forget_later_lines(run)
     else:
+        tensors, state = load_training_state(checkpoint)
         go_back_to(checkpoint, folder)
-        restore(run, *load_training_state(checkpoint / "training"))
+        restore(run, tensors, state)
         console.say(f"Going on from {checkpoint} (step {run.step}).")
         run.hooks.automodel_checkpoint_loaded(folder=folder, step=run.step, path=checkpoint)
     return run

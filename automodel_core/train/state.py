@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from automodel_core.train.checkpoint import damaged
 
 
 def optimizer_tensors(
@@ -89,11 +92,28 @@ def save_training_state(
     (folder / "state.json").write_text(json.dumps(state))
 
 
-def load_training_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What `save_training_state` wrote."""
+def load_training_state(checkpoint: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What `save_training_state` wrote into a checkpoint's `training` folder.
+
+    Raises:
+        UserError: A file isn't what its name says.
+    """
+    try:
+        return (
+            read_tensors(checkpoint / "training" / "optimizer"),
+            json.loads((checkpoint / "training" / "state.json").read_text()),
+        )
+    except SafetensorError as error:
+        raise damaged(checkpoint, "training/optimizer", f"can't be read ({error})") from None
+    except (OSError, ValueError, RecursionError):
+        raise damaged(checkpoint, "training/state.json", "can't be read") from None
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a folder that torch.distributed.checkpoint wrote as safetensors."""
     tensors: dict[str, torch.Tensor] = {}
-    if (folder / "optimizer").is_dir():
-        reader = HuggingFaceStorageReader(str(folder / "optimizer"))
+    if folder.is_dir():
+        reader = HuggingFaceStorageReader(str(folder))
         stored = reader.read_metadata().state_dict_metadata
         tensors = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -101,7 +121,7 @@ def load_training_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str
         }
         with quiet_single_process():
             dcp.load(tensors, storage_reader=reader, no_dist=True)
-    return tensors, json.loads((folder / "state.json").read_text())
+    return tensors
 
 
 @contextlib.contextmanager

@@ -41,6 +41,16 @@ def test_the_references_peft_keys_are_honoured(automodel):
     assert {min(tensor.shape) for tensor in saved.values()} == {4}, "dim is the rank"
 
 
+def test_match_all_linear_adapts_every_linear_layer(automodel):
+    everything = {"_target_": "lora", "match_all_linear": True}
+    run = automodel({"peft": everything, "step_scheduler": {"max_steps": 1}})
+    assert run.code == 0, run.out
+    saved = load_file(run.folder / "latest" / "model" / "adapter_model.safetensors")
+    layers = {key.split(".lora_")[0].split(".")[-1] for key in saved}
+    attention, mlp = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}
+    assert layers >= attention | mlp | {"lm_head"}
+
+
 def test_a_run_with_adapters_resumes_bitwise(automodel):
     peft = {"peft": {**LORA, "dropout": 0.1}, "dataloader": {"shuffle": True}}
     whole = automodel(peft, folder="whole")

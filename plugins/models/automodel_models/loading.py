@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -102,7 +103,7 @@ def read_model(
             f"The weights of {name} hold Python objects, which are never unpickled.",
             fix="use the same model in safetensors format",
         ) from None
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"The weights of {name} can't be read: {said[:300]}") from error
     _check_report(name, report)

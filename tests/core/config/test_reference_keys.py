@@ -11,7 +11,6 @@ from tests.core.config.test_reference import (
     BLOCKS,
     FREEZE,
     MEDPIX,
-    PEFT,
     REFERENCE,
     REFUSED,
     SLURM,
@@ -31,6 +30,8 @@ ADAM = f"{KEYS}::test_optimizer_weight_decay_betas_eps"
 LR = f"{KEYS}::test_optimizer_lr_and_lr_scheduler"
 WAITS = f"{KEYS}::test_dist_env_in_one_process_says_that_it_waits"
 SENT = f"{WANDB}::test_project_entity_name_group_tags_and_save_dir"
+ADAPTERS = "tests/e2e/test_adapters.py"
+PEFT = f"{ADAPTERS}::test_the_references_peft_keys_are_honoured"
 PATTERN = "There is no key `component`."
 
 # Key -> a test, as file::function; or the message of a refusal.
@@ -53,13 +54,13 @@ EFFECTS = {
     "distributed.cp_size": SIZES,
     "distributed.sequence_parallel": f"{MANAGERS}::test_sequence_parallel_needs_tensor_parallelism",
     "peft._target_": PEFT,
-    "peft.match_all_linear": PEFT,
+    "peft.match_all_linear": f"{ADAPTERS}::test_match_all_linear_adapts_every_linear_layer",
     "peft.include_modules": PEFT,
     "peft.exclude_modules": PEFT,
     "peft.dim": PEFT,
     "peft.alpha": PEFT,
     "peft.dropout": PEFT,
-    "peft.use_triton": PEFT,
+    "peft.use_triton": f"{ADAPTERS}::test_use_triton_true_is_refused_with_the_override",
     "dataset._target_": NAMES,
     "dataset.dataset_name": f"{KEYS}::test_dataset_split",
     "dataset.path_or_dataset": MEDPIX,

@@ -35,7 +35,7 @@ def test_an_optimizer_comes_back_bitwise(optimizer_class, keys, tmp_path):
     model, optimizer = stepped(optimizer_class, **keys)
     tensors = st.optimizer_tensors(optimizer, model)
     st.save_training_state(tmp_path / "training", tensors, {"step": 3})
-    restored, state = st.load_training_state(tmp_path / "training")
+    restored, state = st.load_training_state(tmp_path)
     assert state == {"step": 3}
 
     torch.manual_seed(0)
