@@ -22,6 +22,7 @@ from automodel_core.targets import at, each_target
 from automodel_core.train.checkpoint import (
     CheckpointWriter,
     best_checkpoint,
+    damaged,
     discard_unfinished,
 )
 from automodel_core.train.console import Console
@@ -201,7 +202,12 @@ def load_model(
     saved, adapter = checkpoint / "model" if checkpoint else None, prepared.adapter
     with at(config.model.path):
         weights = None if adapter else saved
-        model = prepared.source.load_model(prepared.precision.weights, prepared.device, weights)
+        try:
+            model = prepared.source.load_model(prepared.precision.weights, prepared.device, weights)
+        except UserError as error:
+            if weights is None:
+                raise
+            raise damaged(checkpoint, "model/", f"can't be read. {error.message}") from None
         if weights is None:
             prepared.source.check_vocabulary(model, prepared.tokenizer)
     if adapter is not None:

@@ -104,7 +104,7 @@ def load_training_state(checkpoint: Path) -> tuple[dict[str, torch.Tensor], dict
             json.loads((checkpoint / "training" / "state.json").read_text()),
         )
     except SafetensorError as error:
-        raise damaged(checkpoint, "training/optimizer", f"can't be read ({error})") from None
+        raise damaged(checkpoint, "training/optimizer/", f"can't be read ({error})") from None
     except (OSError, ValueError, RecursionError):
         raise damaged(checkpoint, "training/state.json", "can't be read") from None
 
