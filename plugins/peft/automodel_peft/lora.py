@@ -59,7 +59,7 @@ class PeftConfig:
     include_modules: list[str] | None = None
     exclude_modules: list[str] | None = None
     dim: int = 8
-    alpha: float = 32
+    alpha: int = 32
     dropout: float = 0.0
     use_triton: bool | None = None
     modules_to_save: list[str] | None = None
