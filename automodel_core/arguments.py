@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import attrs
@@ -52,7 +52,8 @@ def judge(target: Target, signature: Signature, slot: Slot | None) -> Iterator[F
         elif parameter:
             yield from _judge_value(parameter, value, path, signature)
         elif not signature.open:
-            yield _unknown(target, name, path, signature, given)
+            own = [each.name for each in signature.parameters if each.name not in given]
+            yield _unknown(target, name, path, [*own, *(slot.beside if slot else ())])
     for parameter in signature.parameters:
         known = {*target.arguments, *given, *SUPPLIED}
         if parameter.default is None and parameter.name not in known:
@@ -98,10 +99,8 @@ def _other_quotes(value: Any, accepts: Callable[[Any], bool]) -> str:
     return ""
 
 
-def _unknown(
-    target: Target, name: str, path: ConfigPath, signature: Signature, given: frozenset[str]
-) -> Finding:
-    names = [each.name for each in signature.parameters if each.name not in given]
+def _unknown(target: Target, name: str, path: ConfigPath, known: Iterable[str]) -> Finding:
+    names = list(dict.fromkeys(known))
     listed = f"it takes: {', '.join(names)}" if names else "it takes none"
     hint = did_you_mean(name, names) or listed
     return Finding(path, f"`{target.name}` takes no argument `{name}`.", hint, on="key")

@@ -16,7 +16,7 @@ import attrs
 
 from automodel_core.annotations import wants_tuple
 from automodel_core.arguments import Finding, judge, remote_code
-from automodel_core.config.schema import Slot, Target
+from automodel_core.config.schema import Slot, Target, target_field
 from automodel_core.errors import ConfigPath, UserError
 from automodel_core.registry import Registry, import_object
 from automodel_core.resolve import Resolved, resolve
@@ -169,8 +169,14 @@ def each_target(section: Any, slot: Slot | None = None) -> Iterator[tuple[Target
         yield section, slot
         yield from each_target(section.arguments)
     elif attrs.has(type(section)):
-        for field in attrs.fields(type(section)):
-            yield from each_target(getattr(section, field.name), field.metadata.get("slot"))
+        host, names = target_field(type(section)), attrs.fields_dict(type(section))
+        for name, field in names.items():
+            its_slot = field.metadata.get("slot")
+            if name == host:
+                its_slot = attrs.evolve(
+                    its_slot, beside=tuple(each for each in names if each != host)
+                )
+            yield from each_target(getattr(section, name), its_slot)
     elif isinstance(section, Mapping):
         for value in section.values():
             yield from each_target(value, slot)

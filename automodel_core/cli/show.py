@@ -13,8 +13,7 @@ import click
 
 from automodel_core.annotations import readable
 from automodel_core.arguments import engine_given
-from automodel_core.config.schema import RunConfig, Slot
-from automodel_core.config.structure import target_field
+from automodel_core.config.schema import RunConfig, Slot, target_field
 from automodel_core.docstrings import without_arguments
 from automodel_core.errors import DONE, ConfigPath
 from automodel_core.protocols import SUPPLIED

@@ -13,9 +13,9 @@ import attrs
 from automodel_core.config.document import Document
 from automodel_core.config.report import MASK
 from automodel_core.config.scalars import plain_scalar
-from automodel_core.config.schema import RunConfig, Target
+from automodel_core.config.schema import RunConfig, Target, target_field
 from automodel_core.config.secrets import variables_in
-from automodel_core.config.structure import TARGET_KEY, target_field
+from automodel_core.config.structure import TARGET_KEY
 from automodel_core.config.variables import Variable, escape
 from automodel_core.errors import ConfigPath
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from automodel_core.config.aliases import our_spelling
 from automodel_core.config.document import Document, dotted
-from automodel_core.config.reading import MAX_NODES, read_typed, refused
+from automodel_core.config.reading import MAX_DEPTH, MAX_NODES, read_typed, refused
 from automodel_core.config.report import COMMAND_LINE, ConfigError, Mark
 from automodel_core.config.secrets import masked
 from automodel_core.errors import ConfigPath
@@ -67,7 +67,7 @@ def following(rest: Iterator[str], argument: str) -> str:
 
 def override(path: str, value: str | None, typed: str) -> Override:
     made = Override(tuple(path.split(".")), value, typed)
-    if not all(made.path):
+    if not all(made.path) or len(made.path) > MAX_DEPTH:
         raise made.refused(f"`{path}` is not the path of a key.", "write section.key=value")
     return made
 

@@ -45,6 +45,7 @@ class Slot:
         given: Parameters that the engine passes and the YAML may not set.
         default: The `_target_` of a section that has none; None if it must have one.
         example: What to suggest where one is missing.
+        beside: The keys that its section has itself, which the target is not given.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Slot:
     given: tuple[str, ...] = ()
     default: str | None = None
     example: str = ""
+    beside: tuple[str, ...] = ()
 
 
 def key(
@@ -408,3 +410,11 @@ class RunConfig:
     slurm: Slurm | None = key(
         "Submit to Slurm.", default=None, pending="submission; start the run inside your own job"
     )
+
+
+def target_field(cls: type) -> str | None:
+    """The field of a section class that takes `_target_` and every key the class doesn't know."""
+    for name in ("loader", "target"):
+        if name in attrs.fields_dict(cls):
+            return name
+    return None

@@ -21,7 +21,7 @@ from automodel_core.config.document import Document
 from automodel_core.config.dtypes import read_dtype
 from automodel_core.config.hints import NAMES, shown, type_hint
 from automodel_core.config.report import MASK, Problem
-from automodel_core.config.schema import RunConfig, Slot, Target, Use
+from automodel_core.config.schema import RunConfig, Slot, Target, Use, target_field
 from automodel_core.config.secrets import is_secret
 from automodel_core.config.variables import Variable
 from automodel_core.errors import ConfigPath
@@ -294,11 +294,3 @@ def is_off(value: Any, default: Any) -> bool:
     if isinstance(value, dict):
         return value.get("enable", value.get("enabled")) is False
     return value is None or (type(value) is type(default) and value == default)
-
-
-def target_field(cls: type) -> str | None:
-    """The field of a section class that takes `_target_` and every key the class doesn't know."""
-    for name in ("loader", "target"):
-        if name in attrs.fields_dict(cls):
-            return name
-    return None

@@ -81,3 +81,85 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_mistakes_are_told_in_the_users_spelling(case, refusal, snapshot):
     assert refusal(WRONG[case]) == snapshot
+
+
+# The keys and spellings that NeMo Automodel's own recipes have today.
+TODAY = """\
+recipe:
+  _target_: nemo_automodel.recipes.llm.train_ft.TrainFinetuneRecipeForNextTokenPrediction
+step_scheduler:
+  global_batch_size: 64
+  local_batch_size: 8
+  ckpt_every_steps: 1000
+  val_every_steps: 10
+  num_epochs: 1
+dist_env:
+  backend: nccl
+  timeout_minutes: 1
+rng:
+  _target_: nemo_automodel.components.training.rng.StatefulRNG
+  seed: 1111
+  ranked: true
+model:
+  _target_: nemo_automodel.NeMoAutoModelForCausalLM.from_pretrained
+  pretrained_model_name_or_path: meta-llama/Llama-3.2-1B
+  dtype: bfloat16
+compile:
+  enabled: false
+  mode: "default"
+  fullgraph: false
+clip_grad_norm:
+  max_norm: 1.0
+distributed:
+  strategy: fsdp2
+  dp_size: none
+  tp_size: 1
+  cp_size: 1
+loss_fn:
+  _target_: nemo_automodel.components.loss.masked_ce.MaskedCrossEntropy
+dataset:
+  _target_: nemo_automodel.components.datasets.llm.squad.make_squad_dataset
+  dataset_name: rajpurkar/squad
+  split: train
+packed_sequence:
+  packed_sequence_size: 0
+dataloader:
+  _target_: torchdata.stateful_dataloader.StatefulDataLoader
+  collate_fn: nemo_automodel.components.datasets.utils.default_collater
+  shuffle: false
+validation_dataset:
+  _target_: nemo_automodel.components.datasets.llm.squad.make_squad_dataset
+  dataset_name: rajpurkar/squad
+  split: validation
+  limit_dataset_samples: 64
+validation_dataloader:
+  _target_: torchdata.stateful_dataloader.StatefulDataLoader
+  collate_fn: nemo_automodel.components.datasets.utils.default_collater
+optimizer:
+  _target_: torch.optim.Adam
+  betas: [0.9, 0.999]
+  eps: 1e-8
+  lr: 1.0e-5
+  weight_decay: 0
+lr_scheduler:
+  lr_decay_style: cosine
+  min_lr: 1.0e-6
+  lr_warmup_steps: 10
+checkpoint:
+  enabled: true
+  save_consolidated: true
+wandb:
+  enable: false
+  project: tiny
+  dir: logs
+"""
+
+
+def test_todays_recipes_are_accepted(read, findings, file):
+    assert findings([file(TODAY)]) == []
+    config = read(TODAY, base="").config
+    assert config.dataloader.batch_size == config.validation_dataloader.batch_size == 8
+    assert config.checkpoint.save_every_steps == 1000
+    assert config.lr_scheduler.warmup_steps == 10
+    assert config.distributed.name == "fsdp2"
+    assert config.model.arguments["torch_dtype"] == "bfloat16"

@@ -69,6 +69,7 @@ REFUSED = {
     "through a scalar": ["step_scheduler.max_steps.deeper=1"],
     "not there": ["--unset", "dataloader.batch_size"],
     "no path": ["a..b=1"],
+    "path without end": [".".join("a" * 60) + "=1"],
     "no value": ["--dataloader.batch_size"],
     "short option": ["-x"],
     "broken YAML": ["x-list=[1, 2"],

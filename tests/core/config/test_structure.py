@@ -132,3 +132,18 @@ def test_every_key_is_documented():
         assert section.__doc__
         for field in attrs.fields(section):
             assert field.metadata["doc"].endswith("."), field.name
+
+
+MISSPELT = {
+    "rng.sead=1": "did you mean `seed`?",
+    "dataloader.batchsize=2": "did you mean `batch_size`?",
+    "dataloader.num_worker=2": "did you mean `num_workers`?",
+    "wandb.enabled=true": "did you mean `enable`?",
+    "wandb.proyect=x": "did you mean `project`?",
+}
+
+
+@pytest.mark.parametrize("word", MISSPELT)
+def test_the_keys_of_a_section_and_of_its_target_are_both_offered(word, findings, file):
+    [problem] = findings([file(BASE), word])
+    assert problem.hint == MISSPELT[word]
