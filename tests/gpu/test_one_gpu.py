@@ -37,3 +37,11 @@ def test_both_losses_train_in_bfloat16(automodel, loss):
     run = automodel({"loss_fn": {"_target_": loss}, "model": {"torch_dtype": "bfloat16"}})
     assert run.code == 0, run.out
     assert run.losses[-1] < run.losses[0]
+
+
+@pytest.mark.parametrize("name", ["lora", "rslora", "dora", "lora_plus", "pissa"])
+def test_adapters_in_float32_train_beside_a_bfloat16_model(automodel, name):
+    run = automodel({"peft": {"_target_": name, "dim": 4}, "optimizer": {"lr": 1e-2}})
+    assert run.code == 0, run.out
+    assert "frozen weights       bfloat16" in run.out
+    assert run.losses[-1] < run.losses[0]
