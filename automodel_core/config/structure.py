@@ -144,7 +144,7 @@ class Structurer:
             if (spellings := spellings_in(here)) and isinstance(section[name], dict):
                 self.unknown(section[name], set(spellings), here)
                 continue
-            hint = did_you_mean(name, {*known, *spellings_in(path)})
+            hint = did_you_mean(name, [*sorted(known), *spellings_in(path)])
             listed = f"known here: {', '.join(sorted(known))}"
             self.problem(here, f"There is no key `{name}`{where}.", hint or listed, on="key")
 
