@@ -1,14 +1,34 @@
-"""Are two runs the same, bit for bit?"""
+"""Runs that are disturbed, and whether they end as those that weren't, bit for bit."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from automodel_core.train import loop
+
 # What no two runs share.
 TIMINGS = {"tps", "memory_gib", "seconds", "data_seconds"}
+
+
+@contextlib.contextmanager
+def after_step(step: int, act: Callable[[], object]) -> Iterator[None]:
+    """Do something when a step has been logged, before anything is saved."""
+    original = loop.report
+
+    def report(run, metrics):
+        original(run, metrics)
+        if metrics.step == step:
+            act()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "report", report)
+        yield
 
 
 def untimed(records: list[dict]) -> list[dict]:

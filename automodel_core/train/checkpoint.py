@@ -14,6 +14,7 @@ alone), and reading it never unpickles.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -91,14 +92,30 @@ def write_checkpoint(target: Path, fill: Callable[[Path], None], manifest: dict[
         flush(target.parent)
         point_to(target, "latest")
         return target
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if (said := disk_trouble(error)) is None:
+            raise
         raise UserError(
-            f"The checkpoint {target} could not be written: {error.strerror or error}. "
-            "Earlier checkpoints are unharmed.",
+            f"The checkpoint {target} could not be written: {said}. Earlier checkpoints are "
+            "unharmed.",
             fix="free some space, then run the same command again to resume from the last one",
             path=("checkpoint", "checkpoint_dir"),
         ) from error
+
+
+def disk_trouble(error: BaseException | None) -> str | None:
+    """What the system said, if it was a write that failed.
+
+    safetensors, tokenizers and torch wrap it in exceptions of their own, with its words in theirs.
+    """
+    if error is None:
+        return None
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    words = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO))
+    said = next((each for each in words if each in str(error)), None)
+    return said or disk_trouble(error.__cause__ or error.__context__)
 
 
 def discard_unfinished(folder: Path) -> None:

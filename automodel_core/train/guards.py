@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from statistics import median
 
 import attrs
@@ -19,8 +20,10 @@ from automodel_core.errors import GuardStop
 from automodel_core.train.metrics import StepMetrics
 from automodel_core.train.step import MicroBatch
 
-# A spike stands this far above the recent losses: at least so many nats, and so many times their
-# own median distance from their median (a robust standard deviation, Hampel 1974).
+# A spike stands this far above the median of the recent losses: at least so many nats, and so many
+# times their noise. That is measured from one loss to the next (von Neumann et al. 1941), so that a
+# loss which falls steadily isn't taken for a noisy one, and by a median, so that a spike hides no
+# other (Hampel 1974).
 SPIKE_NATS, SPIKE_DEVIATIONS, SPIKE_MEMORY, SPIKE_AFTER = 1.0, 10.0, 20, 10
 
 # So many sample numbers are listed for a step that went wrong.
@@ -60,7 +63,7 @@ def non_finite(metrics: StepMetrics, samples: Sequence[int]) -> str | None:
 
 @attrs.define
 class SpikeDetector:
-    """loss_spike: a loss far above those before it, by their own spread."""
+    """loss_spike: a loss far above those before it, by their own noise."""
 
     recent: deque[float] = attrs.field(factory=lambda: deque(maxlen=SPIKE_MEMORY))
 
@@ -68,9 +71,9 @@ class SpikeDetector:
         """Whether `loss` stands out; it is remembered either way."""
         spike = False
         if len(self.recent) >= SPIKE_AFTER:
-            usual = median(self.recent)
-            spread = 1.4826 * median(abs(each - usual) for each in self.recent)
-            spike = loss > usual + max(SPIKE_NATS, SPIKE_DEVIATIONS * spread)
+            # 1.4826 makes a median distance a standard deviation; a difference holds two noises.
+            noise = 1.4826 / 2**0.5 * median(abs(b - a) for a, b in pairwise(self.recent))
+            spike = loss > median(self.recent) + max(SPIKE_NATS, SPIKE_DEVIATIONS * noise)
         self.recent.append(loss)
         return spike
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from automodel_core.errors import UserError
 
 
 class JsonLines:
@@ -14,7 +18,7 @@ class JsonLines:
         self.path = path
 
     def append(self, record: dict[str, Any]) -> None:
-        with self.path.open("a") as handle:
+        with self._writing(), self.path.open("a") as handle:
             handle.write(json.dumps(record) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
@@ -33,5 +37,17 @@ class JsonLines:
         text = "".join(json.dumps(record) + "\n" for record in kept)
         if self.path.exists() and self.path.read_text() != text:
             aside = self.path.with_suffix(".new")
-            aside.write_text(text)
-            aside.replace(self.path)
+            with self._writing():
+                aside.write_text(text)
+                aside.replace(self.path)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path} could not be written: {error.strerror or error}.",
+                fix="free some space, then run the same command again to resume",
+                path=("checkpoint", "checkpoint_dir"),
+            ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Literal
@@ -33,9 +34,11 @@ class Status:
 
 
 def write_status(folder: Path, status: Status) -> None:
+    """Say so in the folder. A full disk is left for the logs and checkpoints to report."""
     aside = folder / ".status-new"
-    aside.write_text(json.dumps(attrs.asdict(status), indent=1))
-    aside.replace(folder / "status.json")
+    with contextlib.suppress(OSError):
+        aside.write_text(json.dumps(attrs.asdict(status), indent=1))
+        aside.replace(folder / "status.json")
 
 
 def read_status(folder: Path) -> Status | None:

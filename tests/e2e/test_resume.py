@@ -1,14 +1,12 @@
 """A run that was stopped and resumed is the run that was never stopped, bit for bit."""
 
-import contextlib
 import os
 import signal
 
 import attrs
 import pytest
 
-from automodel_core.train import loop
-from tests.same_run import assert_same_losses_and_tensors, assert_same_run
+from tests.same_run import after_step, assert_same_losses_and_tensors, assert_same_run
 
 # Six steps an epoch, the last of one sample; the schedule, the order and dropout all have a state.
 CHANGES = {
@@ -25,21 +23,6 @@ def with_changes(*changes):
         for name, section in change.items():
             result[name] = {**result.get(name, {}), **section}
     return result
-
-
-@contextlib.contextmanager
-def after_step(step, act):
-    """Do something when a step has been logged, before anything is saved."""
-    original = loop.report
-
-    def report(run, metrics):
-        original(run, metrics)
-        if metrics.step == step:
-            act()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "report", report)
-        yield
 
 
 def terminate():

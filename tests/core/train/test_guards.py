@@ -62,6 +62,12 @@ def test_a_spike_is_far_above_recent_losses_by_their_own_spread():
     assert detector.is_spike(4.5)
 
 
+def test_a_loss_that_falls_steadily_hides_no_spike():
+    detector = SpikeDetector()
+    assert not any(detector.is_spike(6.0 - 0.1 * step) for step in range(20))
+    assert detector.is_spike(6.4)
+
+
 def test_noisy_small_batches_are_no_spikes():
     torch.manual_seed(0)
     detector = SpikeDetector()
