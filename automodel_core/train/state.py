@@ -73,7 +73,9 @@ def save_model(
     if save_format == "torch_save":
         for stored in folder.glob("model*.safetensors*"):
             stored.unlink()
-        torch.save(weights, folder / "pytorch_model.bin")
+        # Through a file of ours, whose OSError says what went wrong; torch's own writer doesn't.
+        with (folder / "pytorch_model.bin").open("wb") as file:
+            torch.save(weights, file)
     tokenizer.save_pretrained(folder)
 
 
