@@ -34,5 +34,6 @@ def explain(
 
     click.echo(to_yaml(effective_tree(config, loaded.document), origin), nl=False)
     for finding in loaded.targets.unchecked(config):
-        click.echo(f"# unchecked: {'.'.join(map(str, finding.path))}: {finding.message}")
+        message = loaded.redact(finding.message)
+        click.echo(f"# unchecked: {'.'.join(map(str, finding.path))}: {message}")
     return DONE

@@ -50,12 +50,14 @@ class Loaded:
         return self.config
 
     def add(self, findings: Iterable[Finding]) -> None:
-        """Findings as problems at their places, without those about what isn't known yet."""
+        """Findings as problems at their places, without those about what isn't known yet. They may
+        speak of values, not knowing which of them came from the environment."""
+        redact = redactor(self.document, self.environ)
         for each in findings:
             variables = variables_in(self.document.get(each.path))
             if not any(variable.unset(self.environ) for variable in variables):
                 place = self.document.place(each.path, on=each.on)
-                self.problems.append(Problem(each.message, place, each.hint))
+                self.problems.append(Problem(redact(each.message), place, redact(each.hint)))
 
     def redact(self, text: str) -> str:
         """`text` without what is secret in this configuration."""

@@ -15,7 +15,7 @@ from ruamel.yaml.reader import ReaderError
 from automodel_core.config.aliases import move_aliases
 from automodel_core.config.document import Document, paths_below
 from automodel_core.config.report import ConfigError, Mark, Problem
-from automodel_core.config.secrets import is_secret, masked
+from automodel_core.config.secrets import is_secret, masked_lines
 from automodel_core.config.variables import read_scalar
 from automodel_core.errors import ConfigPath
 
@@ -94,7 +94,7 @@ def compose(text: str, path: str) -> Node | None:
     try:
         return parser.compose(text)
     except MarkedYAMLError as error:
-        raise ConfigError([syntax_problem(path, lines_of(text), error)]) from None
+        raise ConfigError([syntax_problem(path, text, error)]) from None
     except ReaderError as error:
         line = len(LINE_BREAK.findall(text[: error.position])) + 1
         message = (
@@ -109,8 +109,9 @@ def compose(text: str, path: str) -> Node | None:
         raise refused(f"It is nested more than {MAX_DEPTH} levels deep.", Mark(path)) from None
 
 
-def syntax_problem(path: str, lines: list[str], error: MarkedYAMLError) -> Problem:
+def syntax_problem(path: str, text: str, error: MarkedYAMLError) -> Problem:
     """The parser's complaint at its place; the usual slips get a sentence of their own."""
+    lines = LINE_BREAK.split(text)
     message = (error.problem or error.context or "it can't be parsed").strip()
     if message.startswith("but "):
         message = f"{error.context} {message}"
@@ -120,7 +121,7 @@ def syntax_problem(path: str, lines: list[str], error: MarkedYAMLError) -> Probl
     # What isn't closed is only noticed at the end of the file; the beginning tells more.
     place = next((each for each in places if lines[each.line].strip()), places[0])
     line = lines[place.line]
-    mark = Mark(path, place.line + 1, place.column + 1, line)
+    mark = Mark(path, place.line + 1, place.column + 1, masked_lines(lines)[place.line])
     if "\t" in line[: place.column + 1]:
         return Problem("A tab can't indent YAML.", mark, "write spaces")
     hint = ""
@@ -134,11 +135,6 @@ def refused(message: str, mark: Mark, hint: str = "") -> ConfigError:
     return ConfigError([Problem(message, mark, hint)])
 
 
-def lines_of(text: str) -> list[str]:
-    """The lines of a text as they may be shown."""
-    return [masked(line) for line in LINE_BREAK.split(text)]
-
-
 class Reader:
     """Turns the nodes of one text into a Document, counting as it goes.
 
@@ -147,7 +143,8 @@ class Reader:
     """
 
     def __init__(self, path: str, text: str, mark: Mark | None = None) -> None:
-        self.path, self.lines, self.fixed_mark = path, lines_of(text), mark
+        self.path, self.fixed_mark = path, mark
+        self.lines = masked_lines(LINE_BREAK.split(text))
         self.nodes, self.open = 0, set()
         self.document = Document({})
 
@@ -220,7 +217,8 @@ class Reader:
             name = self.key(key)
             here = (*path, name)
             if name in own:
-                raise self.error(key, f"`{name}` stands twice; first in line {own[name].line}.")
+                first = f"; first in line {own[name].line}" if own[name].line else ""
+                raise self.error(key, f"`{name}` stands twice{first}.")
             own[name] = self.document.keys[here] = self.mark(key)
             result[name] = self.value(value, here)
             if is_empty(value) or is_below(value, key):

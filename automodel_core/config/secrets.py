@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -53,7 +53,8 @@ def secret_value() -> re.Pattern[str]:
     It works on bare lines, so that a file that can't even be parsed shows no secret either.
     """
     names = "|".join(sorted({path[-1] for path in secret_paths()}))
-    return re.compile(rf"""(?<!\w)(?:{names})["']?\s*[:=]\s*(?!["']?\$\{{)(?P<value>\S.*)""")
+    key = rf"""(?<!\w)(?:{names})(?:\.[\w.-]+)?["']?\s*[:=]"""
+    return re.compile(rf"""{key}\s*(?!["']?\$\{{)(?P<value>\S.*|$)""")
 
 
 def masked(line: str) -> str:
@@ -63,6 +64,21 @@ def masked(line: str) -> str:
     if match is None:
         return line
     return line[: match.start("value")] + "*" * len(match["value"])
+
+
+def masked_lines(lines: Iterable[str]) -> list[str]:
+    """The lines of a file, to show: what stands further in, below the name of a secret field, is
+    covered like what stands beside it."""
+    shown, secret_indent = [], None
+    for line in lines:
+        bare = line.lstrip()
+        indent = len(line) - len(bare)
+        if secret_indent is not None and (not bare or indent > secret_indent):
+            shown.append(line[:indent] + "*" * len(bare))
+            continue
+        secret_indent = indent if secret_value().search(line) else None
+        shown.append(masked(line))
+    return shown
 
 
 def masked_words(words: Sequence[str]) -> list[str]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from automodel_core.cli.loading import load
 from automodel_core.config.document import Document
 from automodel_core.config.overrides import apply_overrides, split_arguments
 from automodel_core.config.reading import load_files
 from automodel_core.config.report import ConfigError, Problem, render
 from automodel_core.config.schema import RunConfig
 from automodel_core.config.structure import structure
-from automodel_core.registry import Registry
-from automodel_core.targets import Targets
-from automodel_core.trust import Trust
 
 BASE = """\
 model:
@@ -92,23 +89,15 @@ def refusal(read):
     return run
 
 
-@functools.cache
-def targets() -> Targets:
-    return Targets(Registry.discover(), Trust())
-
-
 @pytest.fixture
 def findings():
-    """Every problem of some files, those of the targets' arguments included."""
+    """Every problem that `validate` finds in some files, those of the targets included."""
 
     def run(words: list[str], environ: Mapping[str, str] | None = None) -> list[Problem]:
         try:
-            result = Read(words, environ)
+            return load(words, strict=True, environ=environ or {}).problems
         except ConfigError as error:
             return error.problems
-        place = result.document.place
-        found = targets().check(result.config)
-        return result.problems + [Problem(f.message, place(f.path, on=f.on), f.hint) for f in found]
 
     return run
 

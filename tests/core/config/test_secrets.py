@@ -8,7 +8,14 @@ import pytest
 
 from automodel_core.config.effective import effective_tree, to_yaml
 from automodel_core.config.report import render
-from automodel_core.config.secrets import masked, masked_words, redactor, secret_paths
+from automodel_core.config.secrets import (
+    masked,
+    masked_lines,
+    masked_words,
+    redactor,
+    secret_paths,
+)
+from tests.core.config.conftest import BASE
 
 SECRET = "hunter2-and-more"
 
@@ -26,6 +33,7 @@ LINES = {
     "wandb: {api_key: 'a b', entity: c}": f"wandb: {{api_key: {'*' * 17}",
     '"hf_token" :  x': '"hf_token" :  *',
     "wandb.api_key=x y": "wandb.api_key=***",
+    "wandb.api_key.deeper=x": "wandb.api_key.deeper=*",
     "wandb_key: ${KEY}": "wandb_key: ${KEY}",
     'wandb_key: "${KEY}"': 'wandb_key: "${KEY}"',
     "api_key:": "api_key:",
@@ -37,6 +45,13 @@ LINES = {
 @pytest.mark.parametrize("line", LINES)
 def test_lines_are_masked(line):
     assert masked(line) == LINES[line]
+
+
+def test_what_stands_below_a_secret_key_is_masked_with_it():
+    lines = ["wandb:", "  api_key: |", "    a b", "", "     c", "  name: n", "hf_token:", "- x"]
+    shown = ["wandb:", "  api_key: *", "    ***", "", "     *", "  name: n", "hf_token:", "- x"]
+    assert masked_lines(lines) == shown
+    assert masked_lines(["api_key: ${KEY}", "  name: n"]) == ["api_key: ${KEY}", "  name: n"]
 
 
 def test_commands_are_masked():
@@ -52,6 +67,8 @@ FILES = {
     "beside a mistake": "wandb: {api_key: hunter2-and-more, enable: 7}\n",
     "below its key": "wandb:\n  api_key:\n    [hunter2-and-more]\n",
     "broken file": "wandb:\n  api_key: 'hunter2-and-more\n",
+    "broken below its key": "wandb:\n  api_key:\n    'hunter2-and-more\n",
+    "broken later": "wandb:\n  api_key: a\n    hunter2-and-more: b\n",
     "twice": "wandb:\n  api_key: hunter2-and-more\n  api_key: hunter2-and-more\n",
     "pending section": "slurm: {hf_token: hunter2-and-more, wandb_key: hunter2-and-more}\n",
     "conflict": "wandb: {name: a, api_key: hunter2-and-more}\nlogger: {wandb_exp_name: b}\n",
@@ -61,12 +78,32 @@ FILES = {
 @pytest.mark.parametrize("case", FILES)
 @pytest.mark.parametrize("style", ["text", "json", "github"])
 def test_problems_show_no_secret(case, style, findings, file):
-    from tests.core.config.conftest import BASE
-
     problems = findings([file(BASE + FILES[case])])
     assert problems
     for hidden in ("hunter2", "48151623"):
         assert hidden not in render(problems, style)
+
+
+FROM_ENVIRONMENT = {
+    "target": "loss_fn: ${X}\n",
+    "target of a section": "loss_fn: {_target_: '${X}'}\n",
+    "inner target": "optimizer: {_target_: adamw, lr: {_target_: '${X}'}}\n",
+    "dtype": "model: {torch_dtype: '${X}'}\n",
+    "word": "lr_scheduler: {lr_decay_style: '${X}'}\n",
+    "number": "clip_grad_norm: ${X}\n",
+    "section": "checkpoint: ${X}\n",
+    "argument": "optimizer: {_target_: adamw, lr: 'a${X}', betas: ['${X}', 0.9]}\n",
+    "plugin": "plugins: {require: ['${X}']}\n",
+}
+
+
+@pytest.mark.parametrize("case", FROM_ENVIRONMENT)
+def test_problems_show_the_placeholder_of_what_came_from_the_environment(case, findings, file):
+    words = [file(BASE), file(FROM_ENVIRONMENT[case], "more.yaml")]
+    problems = findings(words, {"X": SECRET})
+    assert problems
+    for style in ("text", "json", "github"):
+        assert "hunter2" not in render(problems, style)
 
 
 @pytest.mark.parametrize("word", [f"wandb.api_key={SECRET}", f"wandb={{api_key: [{SECRET}]}}"])
@@ -116,8 +153,6 @@ def test_messages_of_others_are_redacted(read):
 
 
 def test_a_real_command_shows_no_secret(file):
-    from tests.core.config.conftest import BASE
-
     name = file(f"{BASE}wandb:\n  api_key: {SECRET}\n  project: ${{PROJECT}}\n  enable: 7\n")
     command = [sys.executable, "-m", "automodel_core", "validate", name]
     done = subprocess.run(

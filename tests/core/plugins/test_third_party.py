@@ -77,6 +77,7 @@ def test_it_is_listed_with_its_owner_and_summary(plugins):
     assert {key: row["state"] for key, row in rows.items()} == {
         ("datasets", "echo"): "ok",
         ("losses", "smoothed_ce"): "ok",
+        ("peft", "norm_tuning"): "ok",
         ("hooks", "echo_log"): "ok",
     }
     echo = rows["datasets", "echo"]
