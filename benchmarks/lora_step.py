@@ -105,7 +105,8 @@ def measured(arguments: argparse.Namespace, adapt: Callable, dora: bool, dropout
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPES[arguments.shape], attn_implementation="sdpa", dtype="bfloat16")
     with device:
-        model = adapt(LlamaForCausalLM(config).to(torch.bfloat16), dora, dropout)
+        base = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = adapt(base, dora, dropout)
     same_start(model)
     if arguments.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -375,4 +376,4 @@ def test_the_training_log_has_one_object_per_step_with_the_promised_fields(autom
     promised |= {"memory_gib", "seconds"}
     assert all(promised <= set(step) for step in run.steps)
     manifest = json.loads((run.folder / "latest" / "manifest.json").read_text())
-    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["versions"]["torch"] == version("torch")

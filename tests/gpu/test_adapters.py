@@ -21,7 +21,7 @@ def losses(make, device="cuda", dtype=torch.bfloat16, wrap=lambda model: model, 
     """Ten steps from one start."""
     config, model = make(**SETTINGS, **settings), llama().to(device, dtype)
     config.apply(model)
-    optimizer = torch.optim.AdamW(config.parameter_groups(model, 1e-3), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(config.parameter_groups(model, 5e-4), weight_decay=0.0)
     called, found = wrap(model.train()), []
     torch.manual_seed(7)
     for step in range(10):

@@ -106,8 +106,8 @@ class LoraLinear(AdaptedLayer):
     def adapt(self, settings: LayerSettings) -> None:
         super().adapt(settings)
         features_in, features_out = in_and_out(self)
-        a = torch.empty(settings.rank, features_in)
-        generator = torch.Generator().manual_seed(settings.seed)
+        a = torch.empty(settings.rank, features_in, device="cpu")  # the same on every device
+        generator = torch.Generator("cpu").manual_seed(settings.seed)
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
         self.lora_A = new_parameter(a, self, settings)
         self.lora_B = new_parameter(torch.zeros(features_out, settings.rank), self, settings)
@@ -132,8 +132,8 @@ class LoraEmbedding(AdaptedLayer):
     def adapt(self, settings: LayerSettings) -> None:
         super().adapt(settings)
         vocabulary, features = in_and_out(self)
-        generator = torch.Generator().manual_seed(settings.seed)
-        b = torch.randn(features, settings.rank, generator=generator)
+        generator = torch.Generator("cpu").manual_seed(settings.seed)
+        b = torch.randn(features, settings.rank, generator=generator, device="cpu")
         zero = torch.zeros(settings.rank, vocabulary)
         self.lora_embedding_A = new_parameter(zero, self, settings)
         self.lora_embedding_B = new_parameter(b, self, settings)

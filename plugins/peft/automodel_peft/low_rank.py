@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from automodel_peft.dropout import draw_seed, seeded_dropout
+from automodel_peft.dropout import draw_seed, seeded_mask
 
 
 def add_low_rank(
@@ -33,8 +33,10 @@ def add_low_rank(
             share one compiled graph.
         dropout: Probability that an element of `x` is dropped on the adapter's way.
     """
-    seed = draw_seed() if dropout else None
-    return _AddLowRank.apply(output, x, *factors, scale, seed, dropout)
+    if not dropout:
+        return _AddLowRank.apply(output, x, *factors, scale, None, dropout)
+    # What dropout multiplies the kept elements by is multiplied into the scale instead.
+    return _AddLowRank.apply(output, x, *factors, scale / (1.0 - dropout), draw_seed(), dropout)
 
 
 class _AddLowRank(torch.autograd.Function):
@@ -51,7 +53,7 @@ class _AddLowRank(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, a, b, scale, seed)
         ctx.dropout, ctx.compute = dropout, output.dtype
-        rows = _rows(x, seed, dropout, output.dtype)
+        rows, _ = _rows_and_mask(x, seed, dropout, output.dtype)
         with torch.autocast(output.device.type, enabled=False):
             reduced = (rows @ a.to(output.dtype).t()).mul_(scale)
             flat = output.reshape(-1, output.shape[-1])
@@ -62,25 +64,26 @@ class _AddLowRank(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, a, b, scale, seed = ctx.saved_tensors
         low_a, low_b = a.to(ctx.compute), b.to(ctx.compute)
-        rows = _rows(x, seed, ctx.dropout, ctx.compute)
+        rows, mask = _rows_and_mask(x, seed, ctx.dropout, ctx.compute)
         flat = gradient.reshape(-1, gradient.shape[-1])
         of_reduced = (flat @ low_b).mul_(scale)
         of_b = flat.t() @ (rows @ low_a.t()).mul_(scale)
         of_a = of_reduced.t() @ rows
         of_x = None
         if ctx.needs_input_grad[1]:
-            of_x = (of_reduced @ low_a).view(x.shape)
-            if seed is not None:
-                of_x = seeded_dropout(of_x, seed, ctx.dropout)
-            of_x = of_x.to(x.dtype)
+            of_x = of_reduced @ low_a
+            if mask is not None:
+                of_x = of_x.mul_(mask)
+            of_x = of_x.view(x.shape).to(x.dtype)
         return gradient, of_x, of_a.to(a.dtype), of_b.to(b.dtype), None, None, None
 
 
-def _rows(
+def _rows_and_mask(
     x: torch.Tensor, seed: torch.Tensor | None, dropout: float, dtype: torch.dtype
-) -> torch.Tensor:
-    """`x` as the adapter sees it: `[tokens, features_in]`, after dropout."""
-    x = x.to(dtype)
-    if seed is not None:
-        x = seeded_dropout(x, seed, dropout)
-    return x.reshape(-1, x.shape[-1])
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`x` as the adapter sees it, `[tokens, features_in]`, and what was dropped of it."""
+    rows = x.to(dtype).reshape(-1, x.shape[-1])
+    if seed is None:
+        return rows, None
+    mask = seeded_mask(rows, seed, dropout)
+    return rows * mask, mask
