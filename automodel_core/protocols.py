@@ -72,6 +72,11 @@ class ModelSource(Protocol):
         """The processor of a model that sees or hears; None for a text model."""
         ...
 
+    def empty_model(self) -> PreTrainedModel:
+        """The model without weights, on PyTorch's meta device: its modules and their shapes, for
+        whatever only looks at it. It needs no memory."""
+        ...
+
     def load_model(
         self, dtype: torch.dtype, device: torch.device, weights: Path | None = None
     ) -> PreTrainedModel:

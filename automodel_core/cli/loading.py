@@ -4,7 +4,7 @@ share."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import attrs
 
@@ -72,8 +72,18 @@ def load(
     remote_code: bool = False,
     strict: bool,
     environ: Mapping[str, str] = os.environ,
+    sections: Collection[str] | None = None,
 ) -> Loaded:
     """Read files and overrides, structure them, and check every target, importing none.
+
+    Args:
+        words: Files and overrides.
+        allow: What they may name besides the installed plugins.
+        no_plugin: Plugins to leave out.
+        remote_code: Whether a model's own Python may run.
+        strict: Whether an unset environment variable is an error.
+        environ: What `${...}` are taken from.
+        sections: Check the targets of these alone, because no other will be used.
 
     Raises:
         ConfigError: The text can't be read at all.
@@ -90,8 +100,8 @@ def load(
     registry = Registry.discover(disabled=[*no_plugin, *(chosen.disable or ())])
     targets = Targets(registry, Trust.from_environment(allow, remote_code=remote_code))
     loaded = Loaded(document, config, problems, targets, registry, environ)
-    loaded.add(targets.check(config))
-    loaded.add(unmet(chosen.require or (), registry))
+    found = [*targets.check(config), *unmet(chosen.require or (), registry)]
+    loaded.add(each for each in found if sections is None or each.path[0] in sections)
     return loaded
 
 

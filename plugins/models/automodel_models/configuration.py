@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     PretrainedConfig,
+    PreTrainedModel,
 )
 
 from automodel_core.errors import UserError
@@ -173,15 +174,15 @@ def _check_causal(config_class: type[PretrainedConfig], model_type: str) -> None
         )
 
 
-def count_parameters(config: PretrainedConfig, attention: str | None, trusted: bool) -> int:
-    """Build the model without memory and count its parameters, tied ones once.
+def empty_model(config: PretrainedConfig, attention: str | None, trusted: bool) -> PreTrainedModel:
+    """The model of a configuration without weights, on the meta device; tied ones are tied.
 
     Raises:
         UserError: transformers can't build it, for instance with that attention.
     """
     try:
         with quiet_transformers(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            return AutoModelForCausalLM.from_config(
                 config, attn_implementation=attention, trust_remote_code=trusted
             )
     except (ImportError, *UNREADABLE) as error:
@@ -190,7 +191,15 @@ def count_parameters(config: PretrainedConfig, attention: str | None, trusted: b
             error,
             "attn_implementation" if attention else None,
         ) from None
-    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_parameters(config: PretrainedConfig, attention: str | None, trusted: bool) -> int:
+    """How many parameters the model of a configuration has, tied ones counted once.
+
+    Raises:
+        UserError: As `empty_model`.
+    """
+    return sum(each.numel() for each in empty_model(config, attention, trusted).parameters())
 
 
 def unreadable(what: str, error: Exception, argument: str | None) -> UserError:

@@ -20,6 +20,7 @@ from transformers import (
 from automodel_core.errors import UserError
 from automodel_models.configuration import (
     count_parameters,
+    empty_model,
     make_configuration,
     read_configuration,
 )
@@ -89,6 +90,10 @@ class TextModel:
 
     def load_processor(self) -> None:
         """A text model has no processor."""
+
+    def empty_model(self) -> PreTrainedModel:
+        """The model on the meta device, with the shapes of its weights and no memory."""
+        return empty_model(self.config, self.attention, self.trusted)
 
     def load_model(
         self, dtype: torch.dtype, device: torch.device, weights: Path | None = None

@@ -1,0 +1,238 @@
+"""From MODEL_OR_RUN, as a user types it, to the targets that it is built from: what chat, generate
+and merge share. Nothing here imports torch; `automodel_core/answer/loading.py` reads the weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from automodel_core.cli.loading import Loaded, load
+from automodel_core.config.report import ConfigError, Mark, Problem
+from automodel_core.config.schema import PreProcessor, RunConfig, Target
+from automodel_core.config.secrets import variables_in
+from automodel_core.errors import ConfigPath, UserError
+from automodel_core.registry import Registry
+from automodel_core.targets import Targets
+from automodel_core.train.run_folder import latest_checkpoint, pointed_to
+from automodel_core.train.status import read_status
+from automodel_core.trust import Trust
+
+# The sections that a model is made from. What else a run's configuration names need not be
+# installed, or be allowed, any more.
+SECTIONS = ("model", "peft", "tokenizer")
+
+DEFAULT_SEED = 42
+
+
+@attrs.frozen(kw_only=True)
+class FoundModel:
+    """What a name on the command line stands for.
+
+    Attributes:
+        name: For the screen: the folder that holds the weights or the adapter, else as typed.
+        model: The target of the model; with an adapter, of its base.
+        weights: A folder with a later state of `model` to read instead of its own weights.
+        peft: The target of the adapter, if there is one.
+        adapter: The folder that `Adapter.load` reads after `apply`; None if `peft` itself names it.
+        before: The model that a run with all weights started from.
+        tokenizer: The tokenizer, if it is not the model's own.
+        config: The configuration of the run that made it, if one did.
+        targets: Builds `model` and `peft` under the reader's trust policy.
+        place: Where a path of `config` was written.
+    """
+
+    name: str
+    model: Target
+    weights: Path | None = None
+    peft: Target | None = None
+    adapter: Path | None = None
+    before: Target | None = None
+    tokenizer: PreProcessor | None = None
+    config: RunConfig | None = None
+    targets: Targets
+    place: Callable[[ConfigPath], Mark | None] = lambda path: None
+
+    @property
+    def seed(self) -> int:
+        """The run's seed: weights that no file holds are drawn from it again."""
+        return self.config.rng.seed if self.config else DEFAULT_SEED
+
+    def base(self) -> FoundModel:
+        """The model before it was trained, with the tokenizer of now.
+
+        Raises:
+            UserError: It is a plain model: nothing says what it was before.
+        """
+        if self.peft is not None:
+            return attrs.evolve(self, name=_named(self.model), peft=None, adapter=None)
+        if self.before is not None:
+            name = _named(self.before)
+            return attrs.evolve(self, name=name, model=self.before, weights=None, before=None)
+        raise UserError(
+            f"{self.name} is a plain model, and nothing says what it was trained from.",
+            fix="name a run, one of its checkpoints, or an adapter",
+        )
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Show a UserError from inside at the line of the run's configuration that it is about."""
+        try:
+            yield
+        except UserError as error:
+            mark = self.place(error.path) if error.path is not None else None
+            if mark is None:
+                raise
+            raise ConfigError([Problem(error.message, mark, error.fix)]) from error
+
+
+def find_model(
+    where: str,
+    *,
+    allow: Sequence[str] = (),
+    no_plugin: Sequence[str] = (),
+    remote_code: bool = False,
+) -> FoundModel:
+    """Find out what `where` is, without reading weights.
+
+    Args:
+        where: A run folder (its `latest` checkpoint), a checkpoint, its `model/`, the folder of a
+            model or of a PEFT adapter, a GGUF file, or a model on the Hub.
+        allow: What a run's configuration may name besides the installed plugins.
+        no_plugin: Plugins to leave out.
+        remote_code: Whether a model's own Python may run.
+
+    Raises:
+        ConfigError: The configuration of a run can't be used any more.
+        UserError: There is nothing to load.
+    """
+    path = Path(where).expanduser()
+    checkpoint = checkpoint_at(path)
+    if checkpoint is not None:
+        loaded = load(
+            [str(checkpoint / "config.yaml")],
+            allow=allow,
+            no_plugin=no_plugin,
+            remote_code=remote_code,
+            strict=False,
+            sections=SECTIONS,
+        )
+        return from_checkpoint(checkpoint, loaded)
+    targets = Targets(
+        Registry.discover(disabled=no_plugin),
+        Trust.from_environment(allow, remote_code=remote_code),
+    )
+    if (path / "adapter_config.json").is_file():
+        return from_adapter(path, targets)
+    return FoundModel(name=where, model=plain_model(where, remote_code), targets=targets)
+
+
+def checkpoint_at(path: Path) -> Path | None:
+    """The checkpoint that a path means: itself, one that it is part of, or a run's latest.
+
+    Raises:
+        UserError: A run that has saved none.
+    """
+    if path.is_file() and path.name in ("latest", "best"):  # where links don't work
+        path = pointed_to(path.parent, path.name) or path
+    for folder in (path, path.resolve().parent):
+        if is_checkpoint(folder) and (folder == path or path.resolve().name == "model"):
+            return folder
+    if latest := latest_checkpoint(path):
+        return latest
+    if read_status(path):
+        raise UserError(
+            f"The run in {path} has saved no checkpoint.", fix=f"see `automodel runs {path}`"
+        )
+    return None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder looks like an `epoch_E_step_S`; it may have been given another name."""
+    return (folder / "config.yaml").is_file() and (folder / "model").is_dir()
+
+
+def from_checkpoint(checkpoint: Path, loaded: Loaded) -> FoundModel:
+    """A checkpoint of a run: an adapter on the run's model, or a model with all its weights.
+
+    The latter is a plain transformers folder, which is read as such. A model target from somebody
+    else's package is built as in the run, because it may know what transformers doesn't.
+    """
+    config, folder, targets = loaded.require(), checkpoint / "model", loaded.targets
+    _require_variables(loaded)
+    common: dict[str, Any] = {
+        "name": str(folder),
+        "config": config,
+        "targets": targets,
+        "place": loaded.document.place,
+        "tokenizer": PreProcessor(pretrained_model_name_or_path=str(folder)),
+    }
+    if config.peft is not None:
+        return FoundModel(model=config.model, peft=config.peft, adapter=folder, **common)
+    common["before"] = config.model
+    plain = plain_model(str(folder), config.model.arguments.get("trust_remote_code") is True)
+    owners = [targets.resolve(each).record for each in (config.model, plain)]
+    if owners[0] is None or owners[0].distribution != owners[1].distribution:
+        return FoundModel(model=config.model, weights=folder, **common)
+    return FoundModel(model=plain, **common)
+
+
+def _require_variables(loaded: Loaded) -> None:
+    for section in SECTIONS:
+        for variable in variables_in(loaded.document.get((section,))):
+            if unset := variable.unset(loaded.environ):
+                mark = loaded.document.place((section,))
+                message = f"The environment variable {unset[0]} is not set."
+                raise ConfigError([Problem(message, mark, "set it as it was for the run")])
+
+
+def from_adapter(folder: Path, targets: Targets) -> FoundModel:
+    """An adapter that PEFT wrote, on the base model that its adapter_config.json names.
+
+    Raises:
+        UserError: It names none.
+    """
+    path = folder / "adapter_config.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        base, revision = described.get("base_model_name_or_path"), described.get("revision")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        raise UserError(f"{path} can't be read: it isn't a JSON object.") from None
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            f"{path} doesn't say which model it adapts.",
+            fix="write its name or folder behind base_model_name_or_path there",
+        )
+    model = plain_model(base, remote_code=False)
+    if isinstance(revision, str) and not Path(base).expanduser().exists():
+        model = attrs.evolve(model, arguments={**model.arguments, "revision": revision})
+    variants = {"use_dora": "dora", "use_rslora": "rslora"}
+    variant = next((name for key, name in variants.items() if described.get(key)), "lora")
+    own_tokenizer = None
+    if (folder / "tokenizer_config.json").is_file():
+        own_tokenizer = PreProcessor(pretrained_model_name_or_path=str(folder))
+    return FoundModel(
+        name=str(folder),
+        model=model,
+        peft=Target(variant, "peft", {"adapter_path": str(folder)}, ("peft",)),
+        tokenizer=own_tokenizer,
+        targets=targets,
+    )
+
+
+def plain_model(where: str, remote_code: bool) -> Target:
+    """A transformers model that no configuration of ours describes."""
+    arguments: dict[str, Any] = {"pretrained_model_name_or_path": where}
+    if remote_code:
+        arguments["trust_remote_code"] = True
+    return Target("causal_lm", "models", arguments, ("model",))
+
+
+def _named(model: Target) -> str:
+    """What a model section calls its model."""
+    return str(model.arguments.get("pretrained_model_name_or_path", model.name))
