@@ -7,12 +7,13 @@ the first run of supervised tokens, so any dataset serves without a second descr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import attrs
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from automodel_core.generation import chunks, end_tokens, generate
 from automodel_core.protocols import IGNORE_INDEX, Dataset
 
 
@@ -53,13 +54,6 @@ def questions_from(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> list
     return questions
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends an answer: the tokenizer's and the generation config's."""
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    listed = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in (*listed, tokenizer.eos_token_id) if token is not None})
-
-
 @torch.no_grad()
 def answer_all(
     model: PreTrainedModel,
@@ -77,10 +71,9 @@ def answer_all(
     texts = [""] * len(questions)
     for chosen in chunks(by_length, batch_size):
         prompts = [questions[i].prompt_ids for i in chosen]
-        for index, new_ids in zip(
-            chosen, generate(model, prompts, ends, max_new_tokens), strict=True
-        ):
-            texts[index] = tokenizer.decode(new_ids, skip_special_tokens=True).strip()
+        found = generate(model, prompts, ends, max_new_tokens)
+        for index, answer in zip(chosen, found, strict=True):
+            texts[index] = tokenizer.decode(answer.ids, skip_special_tokens=True).strip()
     model.train(was_training)
     return scored(texts, questions)
 
@@ -98,37 +91,3 @@ def scored(texts: list[str], questions: Sequence[Question]) -> Answers:
 def contains(text: str, reference: str) -> bool:
     """Whether the reference stands in the text as whole words, in any case."""
     return bool(re.search(rf"(?<!\w){re.escape(reference)}(?!\w)", text, re.IGNORECASE))
-
-
-def generate(
-    model: PreTrainedModel, prompts: list[list[int]], ends: list[int], max_new_tokens: int
-) -> list[list[int]]:
-    """The new tokens after each prompt, padded on the left so that all continue at one place."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    out = model.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        eos_token_id=ends or None,
-        pad_token_id=ends[0] if ends else 0,
-    )
-    return [cut_at_end(row[width:].tolist(), ends) for row in out]
-
-
-def cut_at_end(new_ids: list[int], ends: Sequence[int]) -> list[int]:
-    stop = next((i for i, token in enumerate(new_ids) if token in ends), len(new_ids))
-    return new_ids[:stop]
-
-
-def chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
