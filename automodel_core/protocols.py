@@ -111,6 +111,10 @@ class Dataset(Protocol):
 
     An optional attribute `notes: Sequence[str]` holds lines to print once at the start, such as how
     many rows were dropped and why.
+
+    The target that makes it may have an attribute `write_prompt: Callable[[str], str]`: from what a
+    user types to the text that stands before the answer in its samples, where the tokenizer has no
+    chat template. `automodel chat` and `automodel generate` ask as training did by it.
     """
 
     def __len__(self) -> int: ...

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from automodel_core.cli.finding import FoundModel
 from automodel_core.errors import UserError
 from automodel_core.protocols import Adapter, ModelSource
 from automodel_core.targets import at
 from automodel_core.train.prepare import load_auto
 from automodel_core.train.rng import seed_everything
+
+if TYPE_CHECKING:
+    from automodel_core.cli.finding import FoundModel
 
 DTYPES = {
     "float32": torch.float32,
@@ -29,7 +31,25 @@ class OpenedModel:
     found: FoundModel
     source: ModelSource
     tokenizer: PreTrainedTokenizerBase
-    adapter: Adapter | None
+
+    def build_adapter(self) -> Adapter | None:
+        """The adapter, if it has one; not yet applied.
+
+        Raises:
+            ConfigError: At the line of the configuration that is at fault.
+            UserError: An argument of it can't be used.
+        """
+        found = self.found
+        if found.peft is None:
+            return None
+        supplied: dict[str, Any] = {
+            "tokenizer": self.tokenizer,
+            "processor": self.source.load_processor(),
+            "model_config": self.source.config,
+            "seed": found.seed,
+        }
+        with found.placed():
+            return found.targets.build(found.peft, supplied)
 
     def load(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
         """The model with its weights, and its adapter, in evaluation mode.
@@ -38,23 +58,23 @@ class OpenedModel:
             ConfigError: At the line of the run's configuration that is at fault.
             UserError: The weights or the adapter can't be read, or don't fit.
         """
-        found = self.found
+        found, adapter = self.found, self.build_adapter()
         seed_everything(found.seed)
         with found.placed():
             with at(found.model.path):
                 model = self.source.load_model(dtype, device, found.weights)
                 if found.weights is None:
                     self.source.check_vocabulary(model, self.tokenizer)
-            if self.adapter is not None:
+            if adapter is not None:
                 with at(found.peft.path):
-                    self.adapter.apply(model)
+                    adapter.apply(model)
                     if found.adapter is not None:
-                        self.adapter.load(model, found.adapter)
+                        adapter.load(model, found.adapter)
         return model.eval()
 
 
 def open_model(found: FoundModel, tokenizer: PreTrainedTokenizerBase | None = None) -> OpenedModel:
-    """Build what `found` names: the model's source, its tokenizer and its adapter.
+    """Build what `found` names but for its weights: the model's source and its tokenizer.
 
     Args:
         found: From `find_model`.
@@ -68,14 +88,7 @@ def open_model(found: FoundModel, tokenizer: PreTrainedTokenizerBase | None = No
         source: ModelSource = found.targets.build(found.model, {"seed": found.seed})
         if tokenizer is None:
             tokenizer = load_tokenizer(found, source)
-        supplied: dict[str, Any] = {
-            "tokenizer": tokenizer,
-            "processor": source.load_processor(),
-            "model_config": source.config,
-            "seed": found.seed,
-        }
-        adapter = found.targets.build(found.peft, supplied) if found.peft else None
-    return OpenedModel(found=found, source=source, tokenizer=tokenizer, adapter=adapter)
+    return OpenedModel(found=found, source=source, tokenizer=tokenizer)
 
 
 def load_tokenizer(found: FoundModel, source: ModelSource) -> PreTrainedTokenizerBase:

@@ -37,8 +37,8 @@ class Sampling:
 class GumbelNoise(LogitsProcessor):
     """Makes the largest logit a sample of the softmax, by adding Gumbel noise to every one.
 
-    (Gumbel 1954; Maddison et al. 2014, https://arxiv.org/abs/1411.0030.) Each row has a generator of
-    its own, on the CPU, so that the draws are the same on every device and in every batch.
+    See Maddison et al. 2014, https://arxiv.org/abs/1411.0030. Each row has a generator of its own,
+    on the CPU, so that the draws are the same on every device and in every batch.
     """
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:

@@ -23,6 +23,8 @@ COMMANDS = {
         "Print the effective configuration and where each value came from.",
         "explain:explain",
     ),
+    "chat": ("Talk to a model, a run or an adapter in the terminal.", "chat:chat"),
+    "generate": ("Answer a file of prompts.", "generate:generate"),
     "list-plugins": ("What is installed, by whom, in what state.", "list_plugins:list_plugins"),
     "show": ("One plugin: signature, documentation, an example block.", "show:show"),
     "runs": ("The runs in a folder, how far each has come, how to go on.", "runs:runs"),

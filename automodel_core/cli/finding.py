@@ -1,5 +1,5 @@
-"""From MODEL_OR_RUN, as a user types it, to the targets that it is built from: what chat, generate
-and merge share. Nothing here imports torch; `automodel_core/answer/loading.py` reads the weights.
+"""From MODEL_OR_RUN, as a user types it, to the targets that it is built from: what chat, generate,
+merge and explain share. Nothing here imports torch; `automodel_core/answer/loading.py` reads the weights.
 """
 
 from __future__ import annotations
@@ -132,6 +132,25 @@ def find_model(
     return FoundModel(name=where, model=plain_model(where, remote_code), targets=targets)
 
 
+def from_configuration(loaded: Loaded) -> FoundModel:
+    """The model that a run of a configuration would begin with.
+
+    Raises:
+        ConfigError: An environment variable that it is named by is not set.
+    """
+    _require_variables(loaded)
+    config = loaded.require()
+    return FoundModel(
+        name=_named(config.model),
+        model=config.model,
+        peft=config.peft,
+        tokenizer=config.tokenizer,
+        config=config,
+        targets=loaded.targets,
+        place=loaded.document.place,
+    )
+
+
 def checkpoint_at(path: Path) -> Path | None:
     """The checkpoint that a path means: itself, one that it is part of, or a run's latest.
 
@@ -188,7 +207,7 @@ def _require_variables(loaded: Loaded) -> None:
             if unset := variable.unset(loaded.environ):
                 mark = loaded.document.place((section,))
                 message = f"The environment variable {unset[0]} is not set."
-                raise ConfigError([Problem(message, mark, "set it as it was for the run")])
+                raise ConfigError([Problem(message, mark, "set it as for the run")])
 
 
 def from_adapter(folder: Path, targets: Targets) -> FoundModel:

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from automodel_core.errors import UserError
+
 Command = Callable[..., Any]
 
 
@@ -35,6 +37,53 @@ def allowing(function: Command) -> Command:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def answering(function: Command) -> Command:
+    """How a model answers."""
+    options = (
+        click.option(
+            "--max-new-tokens",
+            type=click.IntRange(min=1),
+            default=512,
+            show_default=True,
+            help="The longest answer.",
+        ),
+        click.option(
+            "--temperature",
+            type=click.FloatRange(min=0.0),
+            default=0.0,
+            show_default=True,
+            help="How much chance; 0 always takes the most probable token.",
+        ),
+        click.option(
+            "--top-p",
+            type=click.FloatRange(min=0.0, max=1.0, min_open=True),
+            default=1.0,
+            show_default=True,
+            help="Draw from the tokens that hold this much of the probability.",
+        ),
+        click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the draws."),
+        click.option(
+            "--dtype",
+            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+            default="auto",
+            show_default=True,
+            help="Of the weights; auto is bfloat16 on a GPU and float32 without.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def require_use(temperature: float, top_p: float) -> None:
+    """Refuse a top_p that nothing is drawn by."""
+    if top_p < 1.0 and not temperature:
+        raise UserError(
+            "--top-p has no meaning at temperature 0, which draws nothing.",
+            fix="add --temperature 1",
+        )
 
 
 # Lets overrides in the form of options through to `words`.

@@ -11,6 +11,7 @@ from automodel_datasets.question_answer import (
     Example,
     QuestionAnswerDataset,
     question_answer_dataset,
+    write_prompt,
 )
 from automodel_datasets.rows import Row, required_text, text_of
 from automodel_datasets.sources import load_rows
@@ -58,6 +59,9 @@ def make_instruction_dataset(
     )
     examples = (mapped_example(row, column_mapping) for row in rows)
     return question_answer_dataset(examples, tokenizer, max_length, model_config)
+
+
+make_instruction_dataset.write_prompt = write_prompt  # see `Dataset` in the core's protocols
 
 
 def check_mapping(column_mapping: Mapping[str, str]) -> None:

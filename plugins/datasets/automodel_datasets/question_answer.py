@@ -123,14 +123,24 @@ def text_format(tokenizer: PreTrainedTokenizerBase) -> Format:
     before = [bos] if bos is not None and bos in tokenizer("")["input_ids"] else []
 
     def write(example: Example) -> SupervisedText:
-        parts = [("Context", example.context), ("Question", example.question)]
-        prompt = " ".join(f"{name}: {text}" for name, text in parts if text) + " Answer:"
+        prompt = text_prompt(example.context, example.question)
         text = f"{prompt} {example.answer}"
         return SupervisedText(
             text, [(len(prompt), len(text))], before=before, after=[tokenizer.eos_token_id]
         )
 
     return write
+
+
+def text_prompt(context: str, question: str) -> str:
+    """What stands before the answer, without a chat template."""
+    parts = [("Context", context), ("Question", question)]
+    return " ".join(f"{name}: {text}" for name, text in parts if text) + " Answer:"
+
+
+def write_prompt(text: str) -> str:
+    """The same from what a user types: a question, unless it is written as a prompt already."""
+    return text if text.rstrip().endswith("Answer:") else text_prompt("", text)
 
 
 def fit(

@@ -9,6 +9,7 @@ from automodel_datasets.question_answer import (
     Example,
     QuestionAnswerDataset,
     question_answer_dataset,
+    write_prompt,
 )
 from automodel_datasets.rows import Row, required_text, text_of
 from automodel_datasets.sources import load_rows
@@ -42,6 +43,9 @@ def make_squad_dataset(
     """
     rows = load_rows(dataset_name, split, argument="dataset_name", limit=limit_dataset_samples)
     return question_answer_dataset(map(squad_example, rows), tokenizer, max_length, model_config)
+
+
+make_squad_dataset.write_prompt = write_prompt  # see `Dataset` in the core's protocols
 
 
 def squad_example(row: Row) -> Example:
