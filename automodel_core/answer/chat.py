@@ -116,7 +116,7 @@ class Chat:
         if word == "/system":
             self.system = rest
         self.reset()
-        self.note("A new conversation." if rest or not self.system else "Forgotten.")
+        self.note("A new conversation.")
 
     def respond(self, line: str) -> None:
         """Print the answer, or the answers side by side, and remember what was said.

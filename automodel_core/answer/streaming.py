@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-# What a decoder writes for bytes that are no whole character yet.
-INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+# What a decoder writes for bytes that are no whole character yet: at most three of four.
+INCOMPLETE = re.compile("\N{REPLACEMENT CHARACTER}{1,3}$")
 
 # Control characters other than tab and newline: a terminal would obey them.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -37,7 +37,7 @@ class TextStream(BaseStreamer):
             self._prompt_seen = True
             return
         self._ids += value.flatten().tolist()
-        self._hand_on(self._decoded().rstrip(INCOMPLETE))
+        self._hand_on(INCOMPLETE.sub("", self._decoded()))
 
     def end(self) -> None:
         """Hand on what is left."""

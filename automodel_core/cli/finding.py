@@ -1,11 +1,13 @@
-"""From MODEL_OR_RUN, as a user types it, to the targets that it is built from: what chat, generate,
-merge and explain share. Nothing here imports torch; `automodel_core/answer/loading.py` reads the weights.
+"""From MODEL_OR_RUN, as a user types it, to the targets that it is built from.
+
+chat, generate, merge and explain share it. Nothing here imports torch: the weights are read by
+`automodel_core/answer/loading.py`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,10 @@ from typing import Any
 import attrs
 
 from automodel_core.cli.loading import Loaded, load
-from automodel_core.config.report import ConfigError, Mark, Problem
+from automodel_core.config.report import ConfigError, Problem
 from automodel_core.config.schema import PreProcessor, RunConfig, Target
 from automodel_core.config.secrets import variables_in
-from automodel_core.errors import ConfigPath, UserError
+from automodel_core.errors import UserError
 from automodel_core.registry import Registry
 from automodel_core.targets import Targets
 from automodel_core.train.run_folder import latest_checkpoint, pointed_to
@@ -42,9 +44,8 @@ class FoundModel:
         adapter: The folder that `Adapter.load` reads after `apply`; None if `peft` itself names it.
         before: The model that a run with all weights started from.
         tokenizer: The tokenizer, if it is not the model's own.
-        config: The configuration of the run that made it, if one did.
+        loaded: The configuration of the run that made it, if one did.
         targets: Builds `model` and `peft` under the reader's trust policy.
-        place: Where a path of `config` was written.
     """
 
     name: str
@@ -54,9 +55,13 @@ class FoundModel:
     adapter: Path | None = None
     before: Target | None = None
     tokenizer: PreProcessor | None = None
-    config: RunConfig | None = None
+    loaded: Loaded | None = None
     targets: Targets
-    place: Callable[[ConfigPath], Mark | None] = lambda path: None
+
+    @property
+    def config(self) -> RunConfig | None:
+        """The configuration of the run that made it, if one did."""
+        return self.loaded.config if self.loaded else None
 
     @property
     def seed(self) -> int:
@@ -85,10 +90,11 @@ class FoundModel:
         try:
             yield
         except UserError as error:
-            mark = self.place(error.path) if error.path is not None else None
-            if mark is None:
+            if self.loaded is None:
                 raise
-            raise ConfigError([Problem(error.message, mark, error.fix)]) from error
+            redact, place = self.loaded.redact, self.loaded.document.place
+            mark = place(error.path) if error.path is not None else None
+            raise ConfigError([Problem(redact(error.message), mark, redact(error.fix))]) from error
 
 
 def find_model(
@@ -145,9 +151,8 @@ def from_configuration(loaded: Loaded) -> FoundModel:
         model=config.model,
         peft=config.peft,
         tokenizer=config.tokenizer,
-        config=config,
+        loaded=loaded,
         targets=loaded.targets,
-        place=loaded.document.place,
     )
 
 
@@ -186,9 +191,8 @@ def from_checkpoint(checkpoint: Path, loaded: Loaded) -> FoundModel:
     _require_variables(loaded)
     common: dict[str, Any] = {
         "name": str(folder),
-        "config": config,
+        "loaded": loaded,
         "targets": targets,
-        "place": loaded.document.place,
         "tokenizer": PreProcessor(pretrained_model_name_or_path=str(folder)),
     }
     if config.peft is not None:
