@@ -67,6 +67,8 @@ def automodel(capsys):
         ["validate", QUICKSTART],
         ["validate", QUICKSTART, "optimizer.lr=many", "--modle.x", "1"],
         ["explain", QUICKSTART],
+        ["chat", "--help"],
+        ["generate", "--help"],
         ["list-plugins"],
         ["finetune", "llm", "-c", "x.yaml"],
     ],
