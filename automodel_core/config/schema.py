@@ -18,6 +18,13 @@ from automodel_core.errors import ConfigPath
 Use = Literal["call", "partial", "reference"]
 
 
+# NeMo Automodel's names, of now and of before, for the one thing that a run does.
+Recipe = Literal[
+    "TrainFinetuneRecipeForNextTokenPrediction",
+    "nemo_automodel.recipes.llm.train_ft.TrainFinetuneRecipeForNextTokenPrediction",
+    "nemo_automodel.recipes.llm.finetune.FinetuneRecipeForNextTokenPrediction",
+]
+
 LLM_TARGET = "nemo_automodel.NeMoAutoModelForCausalLM.from_pretrained"
 
 
@@ -346,7 +353,7 @@ class RunConfig:
         "The training data.", required=True, slot=Slot("datasets", example="squad")
     )
     step_scheduler: StepScheduler = key("How long to train.", required=True)
-    recipe: str | None = key(
+    recipe: Recipe | None = key(
         "Accepted for files written for NeMo Automodel; fine-tuning is the only recipe.",
         default=None,
     )

@@ -209,7 +209,13 @@ def load_model(
                 raise
             raise damaged(checkpoint, "model/", f"can't be read. {error.message}") from None
         if weights is None:
+            rows = model.get_input_embeddings().num_embeddings
             prepared.source.check_vocabulary(model, prepared.tokenizer)
+            if adapter is not None and model.get_input_embeddings().num_embeddings != rows:
+                raise UserError(
+                    "New rows of the embeddings would be lost: an adapter is saved without them.",
+                    fix="leave resize_embeddings and the new tokens out, or tune all weights",
+                )
     if adapter is not None:
         with at(config.peft.path):
             for line in adapter.apply(model).lines:
