@@ -30,6 +30,9 @@ from automodel_core.train.run_folder import checkpoints_in, point_to
 
 FORMAT = 1
 
+# Files are hashed and flushed by so many threads.
+SEALERS = 4
+
 
 class CheckpointWriter:
     """Writes checkpoints one after another, in this thread or in one beside it.
@@ -37,12 +40,15 @@ class CheckpointWriter:
     In the background a save costs the run only its staging, the copy of what is to be written. What
     went wrong there is raised by the next call.
 
+    Attributes:
+        background: Whether it writes beside the run.
+
     Args:
-        background: Write beside the run.
         published: Called in the run's own thread with each checkpoint that is complete.
     """
 
     def __init__(self, *, background: bool, published: Callable[[Path], None]) -> None:
+        self.background = background
         self._pool = ThreadPoolExecutor(1, "checkpoint") if background else None
         self._published = published
         self._pending: Future[Path] | None = None
@@ -126,13 +132,16 @@ def discard_unfinished(folder: Path) -> None:
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:
     """Flush every file to the disk and write the manifest of what is there."""
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+
+    def sealed(path: Path) -> dict[str, Any]:
+        digest = sha256(path)
         flush(path)
-        files[str(path.relative_to(folder))] = {
-            "bytes": path.stat().st_size,
-            "sha256": sha256(path),
-        }
+        return {"bytes": path.stat().st_size, "sha256": digest}
+
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    with ThreadPoolExecutor(SEALERS) as pool:  # hashing and flushing both leave Python
+        found = zip(paths, pool.map(sealed, paths), strict=True)
+        files = {str(path.relative_to(folder)): each for path, each in found}
     versions = {name: version(name) for name in ("automodel-core", "torch", "transformers")}
     content = {"format": FORMAT, "versions": versions, **manifest, "files": files}
     path = folder / "manifest.json"
@@ -169,12 +178,16 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint} is not a checkpoint of automodel: {path.name} is missing or unreadable.",
             fix="pass --resume the path of an epoch_E_step_S folder, or --fresh",
         ) from None
-    for name, (size, digest) in files.items():
-        file = checkpoint / name
-        if not file.is_file():
+    for name, (size, _) in files.items():
+        if not (checkpoint / name).is_file():
             raise damaged(checkpoint, name, "is missing")
-        if file.stat().st_size != size or sha256(file) != digest:
+        if (checkpoint / name).stat().st_size != size:
             raise damaged(checkpoint, name, "has changed since it was saved")
+    with ThreadPoolExecutor(SEALERS) as pool:
+        digests = pool.map(sha256, (checkpoint / name for name in files))
+        for (name, (_, digest)), found in zip(files.items(), digests, strict=True):
+            if found != digest:
+                raise damaged(checkpoint, name, "has changed since it was saved")
     return manifest
 
 

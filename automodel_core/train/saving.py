@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,25 @@ from automodel_core.train.state import (
     optimizer_tensors,
     save_model,
     save_training_state,
+    staged,
     staged_weights,
 )
 from automodel_core.train.validating import no_longer_improving
 
 
 def save(run: Run) -> Path:
-    """Write a checkpoint of the state after `run.step`; everything it holds is copied first."""
+    """Write a checkpoint of the state after `run.step`; what is written later is copied first."""
     started = time.perf_counter()
     target = run.folder / f"epoch_{run.data.last_epoch}_step_{run.step}"
     write_model = staged_model(run)
-    tensors = optimizer_tensors(run.optimizer, run.model)
+    tensors = optimizer_tensors(run.optimizer, run.model, copy=run.writer.background)
     state = training_state(run)
 
     def fill(folder: Path) -> None:
-        write_model(folder / "model")
-        save_training_state(folder / "training", tensors, state)
+        with ThreadPoolExecutor(1) as beside:
+            training = beside.submit(save_training_state, folder / "training", tensors, state)
+            write_model(folder / "model")
+            training.result()
         (folder / "config.yaml").write_text(run.effective_yaml)
 
     run.writer.write(target, fill, {**run.manifest, "metrics": metrics_at(run)})
@@ -40,13 +44,15 @@ def save(run: Run) -> Path:
 
 
 def staged_model(run: Run) -> Callable[[Path], None]:
-    """Copy what the model folder will hold; returns the function that writes it."""
+    """Stage what the model folder will hold; returns the function that writes it."""
     model, adapter, name = run.model, run.adapter, run.manifest["model"]
+    copy = run.writer.background
     if adapter is None:
-        weights, save_format = staged_weights(model), run.config.checkpoint.model_save_format
+        weights = staged_weights(model, copy=copy)
+        save_format = run.config.checkpoint.model_save_format
         return lambda folder: save_model(folder, model, weights, run.tokenizer, save_format)
     adapter.check(model)
-    state = {key: each.detach().to("cpu", copy=True) for key, each in adapter.state(model).items()}
+    state = {key: staged(each, copy=copy) for key, each in adapter.state(model).items()}
 
     def write(folder: Path) -> None:
         adapter.save(model, folder, state, name, run.manifest["revision"])
