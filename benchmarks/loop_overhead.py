@@ -119,8 +119,8 @@ def measure(steps: int) -> dict[str, float]:
     clock, done, report = Clock(), Counter(), loop.report
     measured: Counter[str] = Counter()
 
-    def counted(run: Any, metrics: Any) -> None:
-        report(run, metrics)
+    def counted(run: Any, late: int) -> None:
+        report(run, late)
         done["steps"] += 1
         if done["steps"] == WARM_UP:
             clock.restart()

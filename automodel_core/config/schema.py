@@ -224,8 +224,9 @@ class Checkpoint:
         "as `best`.",
         default=None,
     )
-    async_save: bool = key(
-        "Write beside the run, which waits only while the state is copied.", default=False
+    async_save: bool | None = key(
+        "Write beside the run, which waits only while the state is copied; by default on a GPU.",
+        default=None,
     )
 
 

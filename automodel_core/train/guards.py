@@ -97,8 +97,9 @@ class LostUpdates:
     def due(self, step: int) -> bool:
         return bool(self.parameters) and step % LOST_EVERY == 1
 
-    def measure(self, take_step: Callable[[], None]) -> float:
-        """Take the optimizer step; the share of sampled elements with a gradient left unmoved."""
+    def measure(self, take_step: Callable[[], None]) -> torch.Tensor:
+        """Take the optimizer step; the share of sampled elements with a gradient left unmoved, a
+        scalar on the device."""
         before = [
             (p, p.detach().flatten()[:LOST_SAMPLE].clone(), p.grad.flatten()[:LOST_SAMPLE] != 0)
             for p in self.parameters
@@ -109,7 +110,22 @@ class LostUpdates:
             [((p.detach().flatten()[:LOST_SAMPLE] != old) & has).sum() for p, old, has in before]
         )
         eligible = torch.stack([has.sum() for _, _, has in before])
-        return 1.0 - (moved.sum() / eligible.sum().clamp(min=1)).item()
+        return 1.0 - moved.sum() / eligible.sum().clamp(min=1)
+
+
+def step_if_finite(optimizer: torch.optim.Optimizer, grad_norm: torch.Tensor) -> None:
+    """Take an optimizer step unless the gradient is NaN or infinite.
+
+    Fused optimizers decide on the device, as they do for `torch.amp.GradScaler`; for others the
+    host must wait for the gradient's norm.
+    """
+    finite = torch.isfinite(grad_norm)
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf
+    elif finite:
+        optimizer.step()
 
 
 @attrs.define
@@ -127,6 +143,7 @@ class Guards:
     lost_updates: LostUpdates
     loss_scaling: bool = False
     spikes: SpikeDetector = attrs.field(factory=SpikeDetector)
+    _lost_shares: dict[int, torch.Tensor] = attrs.field(factory=dict)
     _warned: set[str] = attrs.field(factory=set)
 
     def before_step(self, step: int, micro_batches: Sequence[MicroBatch]) -> None:
@@ -135,22 +152,25 @@ class Guards:
             check_supervision(step, micro_batches)
 
     def take_step(
-        self, step: int, grad_norm: torch.Tensor, optimizer_step: Callable[[], None]
+        self,
+        step: int,
+        grad_norm: torch.Tensor,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
     ) -> None:
         """Take the optimizer step, and now and then measure what it changed."""
-        if self.settings.non_finite == "skip" and not torch.isfinite(grad_norm):
-            return
+
+        def optimizer_step() -> None:
+            if self.settings.non_finite == "skip" and not scaler.is_enabled():
+                step_if_finite(optimizer, grad_norm)
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+
         if self.settings.lost_updates == "off" or not self.lost_updates.due(step):
             optimizer_step()
-            return
-        share = self.lost_updates.measure(optimizer_step)
-        if share > LOST_SHARE:
-            self.once(
-                "lost_updates",
-                f"{share:.0%} of the weights with a gradient did not change in step {step}: their "
-                "updates are smaller than the precision of the weights. "
-                "Write torch_dtype: auto (float32 master weights), or raise lr.",
-            )
+        else:
+            self._lost_shares[step] = self.lost_updates.measure(optimizer_step)
 
     def after_step(self, metrics: StepMetrics, samples: Sequence[int]) -> None:
         """What the results of a step show.
@@ -171,6 +191,14 @@ class Guards:
         if fault:
             self.warn(f"guard non_finite: {fault} The step is skipped.")
             return
+        share = float(self._lost_shares.pop(metrics.step, 0.0))
+        if share > LOST_SHARE:
+            self.once(
+                "lost_updates",
+                f"{share:.0%} of the weights with a gradient did not change in step "
+                f"{metrics.step}: their updates are smaller than the precision of the weights. "
+                "Write torch_dtype: auto (float32 master weights), or raise lr.",
+            )
         if self.settings.loss_spike != "off" and self.spikes.is_spike(metrics.loss):
             message = f"The loss of step {metrics.step} jumped to {metrics.loss:.3f}."
             if self.settings.loss_spike == "stop":

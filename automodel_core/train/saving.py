@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from automodel_core.errors import SavedAfterSignal
+from automodel_core.train.checkpoint import MANIFEST, amend_manifest
 from automodel_core.train.run import Run
 from automodel_core.train.state import (
     load_optimizer_tensors,
@@ -26,7 +27,7 @@ from automodel_core.train.validating import no_longer_improving
 def save(run: Run) -> Path:
     """Write a checkpoint of the state after `run.step`; what is written later is copied first."""
     started = time.perf_counter()
-    target = run.folder / f"epoch_{run.data.last_epoch}_step_{run.step}"
+    target = checkpoint_path(run)
     write_model = staged_model(run)
     tensors = optimizer_tensors(run.optimizer, run.model, copy=run.writer.background)
     state = training_state(run)
@@ -37,6 +38,8 @@ def save(run: Run) -> Path:
             write_model(folder / "model")
             training.result()
         (folder / "config.yaml").write_text(run.effective_yaml)
+        for log in (run.training_log, run.validation_log):
+            log.flush()
 
     run.writer.write(target, fill, {**run.manifest, "metrics": metrics_at(run)})
     run.seconds["save"] += time.perf_counter() - started
@@ -65,6 +68,19 @@ def metrics_at(run: Run) -> dict[str, float]:
     """The validation metrics of exactly this step, if there are any."""
     records = run.validation_log.read()
     return records[-1] if records and records[-1]["step"] == run.step else {}
+
+
+def amend_metrics(run: Run) -> None:
+    """Give the checkpoint of this step the validation that a signal kept from it."""
+    checkpoint = checkpoint_path(run)
+    if (checkpoint / MANIFEST).exists():
+        amend_manifest(checkpoint, {"metrics": metrics_at(run)})
+        run.writer.published(checkpoint)
+
+
+def checkpoint_path(run: Run) -> Path:
+    """Where the state after `run.step` is published."""
+    return run.folder / f"epoch_{run.data.last_epoch}_step_{run.step}"
 
 
 def training_state(run: Run) -> dict[str, Any]:

@@ -36,15 +36,29 @@ def test_a_non_finite_loss_or_gradient_stops_unless_switched_off(field, value):
     guards(non_finite="off").after_step(bad, [3, 1])
 
 
-def test_skip_leaves_the_weights_alone_and_goes_on():
-    warnings, taken = [], []
+NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_skip_leaves_weights_and_optimizer_alone_and_goes_on(fused, norm):
+    warnings = []
     watch = guards(warnings, non_finite="skip")
-    watch.take_step(1, torch.tensor(math.nan), lambda: taken.append(1))
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1, fused=fused)
+    weight.grad = torch.full((3,), norm)
+    watch.take_step(1, torch.tensor(norm), optimizer, NO_SCALER)
     watch.after_step(attrs.evolve(METRICS, loss=math.nan), [7])
-    assert taken == []
+    assert torch.equal(weight.detach(), torch.ones(3))
     assert "The step is skipped" in warnings[0]
-    watch.take_step(2, torch.tensor(1.0), lambda: taken.append(2))
-    assert taken == [2]
+    weight.grad = torch.ones(3)
+    watch.take_step(2, torch.tensor(1.0), optimizer, NO_SCALER)
+    assert (weight < 0.95).all()
+    twin = torch.nn.Parameter(torch.ones(3))
+    only = torch.optim.AdamW([twin], lr=0.1, weight_decay=0.1, fused=fused)
+    twin.grad = torch.ones(3)
+    only.step()
+    assert torch.equal(weight, twin), "as if the first step had never been"
 
 
 def test_a_step_without_supervision_stops_unless_switched_off():
@@ -93,7 +107,8 @@ def test_updates_that_bfloat16_rounds_away_are_measured(lr, fires):
     optimizer, warnings = torch.optim.AdamW(model.parameters(), lr=lr), []
     watch = guards(warnings, model)
     model(torch.randn(8, 64, dtype=torch.bfloat16)).float().square().sum().backward()
-    watch.take_step(1, torch.tensor(1.0), optimizer.step)
+    watch.take_step(1, torch.tensor(1.0), optimizer, NO_SCALER)
+    watch.after_step(METRICS, [0])
     assert bool(warnings) == fires
 
 
