@@ -257,6 +257,10 @@ class GuardSettings:
     lost_updates: Literal["warn", "off"] = key(
         "Updates that the precision of the weights rounds away.", default="warn"
     )
+    effective_batch: Literal["warn", "off"] = key(
+        "A step that takes more samples than batch_size x grad_acc_steps, or than before a resume.",
+        default="warn",
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -156,8 +156,9 @@ def load(
         guards=Guards(
             config.guards,
             console.say,
-            LostUpdates.of(model),
+            LostUpdates.of(optimizer),
             loss_scaling=prepared.precision.loss_scaling,
+            batch_is_chosen=config.step_scheduler.global_batch_size is not None,
         ),
         writer=CheckpointWriter(
             background=writes_beside(config, prepared.device),
@@ -170,13 +171,20 @@ def load(
     )
     if checkpoint is None:
         forget_later_lines(run)
+        run.guards.batch(run.data.layout)
     else:
         tensors, state = load_training_state(checkpoint)
         go_back_to(checkpoint, folder)
         restore(run, tensors, state)
-        console.say(f"Going on from {checkpoint} (step {run.step}).")
+        console.say(f"Going on from {checkpoint} (step {run.step}){moved(state, run)}.")
         run.hooks.automodel_checkpoint_loaded(folder=folder, step=run.step, path=checkpoint)
     return run
+
+
+def moved(state: dict[str, Any], run: Run) -> str:
+    """How the run that is gone on with was spread, if that was otherwise."""
+    before, now = state["ranks"], run.data.layout.ranks
+    return "" if before == now else f" with {now} data-parallel ranks; it had {before}"
 
 
 def writes_beside(config: RunConfig, device: torch.device) -> bool:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import attrs
 import torch
@@ -18,6 +19,7 @@ import torch
 from automodel_core.config.schema import GuardSettings
 from automodel_core.errors import GuardStop
 from automodel_core.train.metrics import StepMetrics
+from automodel_core.train.order import Layout
 from automodel_core.train.step import MicroBatch
 
 # A spike stands this far above the median of the recent losses: at least so many nats, and so many
@@ -89,10 +91,14 @@ class LostUpdates:
     parameters: list[torch.nn.Parameter]
 
     @classmethod
-    def of(cls, model: torch.nn.Module) -> LostUpdates:
-        """Only parameters in less than float32 can lose updates in this way."""
+    def of(cls, optimizer: torch.optim.Optimizer) -> LostUpdates:
+        """Only parameters in less than float32 can lose updates in this way; with an optimizer that
+        rounds at random, what stays in one step moves in another."""
+        if getattr(optimizer, "rounds_stochastically", False):
+            return cls([])
         low = (torch.bfloat16, torch.float16)
-        return cls([p for p in model.parameters() if p.requires_grad and p.dtype in low])
+        groups = optimizer.param_groups
+        return cls([p for group in groups for p in group["params"] if p.dtype in low])
 
     def due(self, step: int) -> bool:
         return bool(self.parameters) and step % LOST_EVERY == 1
@@ -136,12 +142,14 @@ class Guards:
         warn: Prints a line.
         loss_scaling: The scaler skips steps whose gradients overflow, which is how it finds its
             scale; only a loss that isn't finite is a fault then.
+        batch_is_chosen: The YAML has a global_batch_size.
     """
 
     settings: GuardSettings
     warn: Callable[[str], None]
     lost_updates: LostUpdates
     loss_scaling: bool = False
+    batch_is_chosen: bool = False
     spikes: SpikeDetector = attrs.field(factory=SpikeDetector)
     _lost_shares: dict[int, torch.Tensor] = attrs.field(factory=dict)
     _warned: set[str] = attrs.field(factory=set)
@@ -197,13 +205,39 @@ class Guards:
                 "lost_updates",
                 f"{share:.0%} of the weights with a gradient did not change in step "
                 f"{metrics.step}: their updates are smaller than the precision of the weights. "
-                "Write torch_dtype: auto (float32 master weights), or raise lr.",
+                "Write torch_dtype: auto (float32 master weights), optimizer._target_: "
+                "stochastic_adamw (random rounding), or raise lr.",
             )
         if self.settings.loss_spike != "off" and self.spikes.is_spike(metrics.loss):
             message = f"The loss of step {metrics.step} jumped to {metrics.loss:.3f}."
             if self.settings.loss_spike == "stop":
                 raise GuardStop("loss_spike", message, fix="lower lr, or look at that step's data")
             self.once("loss_spike", message)
+
+    def batch(self, layout: Layout, before: int | None = None) -> None:
+        """effective_batch: a step's samples are what batch_size and grad_acc_steps say.
+
+        Args:
+            layout: How a step's samples are spread.
+            before: Samples in a step of the run that this one goes on from.
+        """
+        if self.settings.effective_batch == "off":
+            return
+        parts = f"{layout.micro_batch} batch_size x {layout.grad_acc_steps} grad_acc_steps"
+        how = f"{parts} x {layout.ranks} ranks = {layout.group} samples"
+        fix = f"Write step_scheduler.global_batch_size: {before or layout.group} to keep it."
+        if before is not None and before != layout.group:
+            self.once("effective_batch", f"A step takes {how}; before, it took {before}. {fix}")
+        elif before is None and layout.ranks > 1 and not self.batch_is_chosen:
+            self.once("effective_batch", f"A step takes {how}. {fix}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the guards remember, for a run that goes on."""
+        return {"losses": list(self.spikes.recent), "warned": sorted(self._warned)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.spikes.recent.extend(state["losses"])
+        self._warned.update(state["warned"])
 
     def once(self, guard: str, message: str) -> None:
         """Warn the first time that a guard fires."""

@@ -88,6 +88,9 @@ def training_state(run: Run) -> dict[str, Any]:
     return {
         "step": run.step,
         "label_tokens": run.label_tokens,
+        "batch": run.data.layout.group,
+        "ranks": run.data.layout.ranks,
+        "guards": run.guards.state_dict(),
         "data": run.data.state_dict(),
         "rng": run.rng.state_dict(),
         "scaler": run.scaler.state_dict(),
@@ -102,6 +105,8 @@ def restore(run: Run, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -
     run.data.load_state_dict(state["data"])
     run.scaler.load_state_dict(state["scaler"])
     run.rng.load_state_dict(state["rng"])
+    run.guards.load_state_dict(state["guards"])
+    run.guards.batch(run.data.layout, before=state["batch"])
     forget_later_lines(run)
     run.ended_early = no_longer_improving(run)
 

@@ -42,7 +42,10 @@ def optimizer_tensors(
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, model: torch.nn.Module, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` took, through the optimizer's own loading."""
+    """Put back what `optimizer_tensors` took, through the optimizer's own loading.
+
+    That casts what it loads to the dtype of the parameter, which isn't always the state's own.
+    """
     state: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         parameter, _, key = name.rpartition("/")
@@ -52,6 +55,10 @@ def load_optimizer_tensors(
     plain = optimizer.state_dict()
     plain["state"] = {index: state[name] for index, name in enumerate(ordered) if name in state}
     optimizer.load_state_dict(plain)
+    for parameter, loaded in optimizer.state.items():
+        for key, saved in state[names[parameter]].items():
+            if torch.is_tensor(loaded[key]) and loaded[key].dtype != saved.dtype:
+                loaded[key] = saved.to(loaded[key].device)
 
 
 def staged_weights(model: PreTrainedModel, *, copy: bool = True) -> dict[str, torch.Tensor]:
