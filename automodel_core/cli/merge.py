@@ -24,7 +24,7 @@ from automodel_core.trust import Trust
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="The folder to make; the checkpoint's with -merged added, if left out.",
+    help="The folder to make; merged-NAME beside the checkpoint, if left out.",
 )
 @click.option("--base", metavar="MODEL", help="The base model, if it isn't where it was.")
 @writing
@@ -65,7 +65,7 @@ def merge(
             saved=saved,
             config=config,
             targets=targets,
-            out=out or saved.title.with_name(f"{saved.title.name}-merged"),
+            out=out or saved.title.with_name(f"merged-{saved.title.name}"),
             base=base,
             dtype=getattr(torch, dtype) if dtype else None,
             shard_bytes=max_shard_size,

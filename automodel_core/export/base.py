@@ -15,7 +15,7 @@ from huggingface_hub.errors import HTTPError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from automodel_core.errors import UserError
-from automodel_core.export.stored import has_safetensors, weight_files
+from automodel_core.export.stored import has_safetensors, open_stored, weight_files
 from automodel_core.protocols import ModelSource
 from automodel_core.train.rng import seed_everything
 
@@ -29,10 +29,12 @@ class Base:
     Attributes:
         folder: Its safetensors files, and what is beside them.
         config: Its configuration, as the run had it.
+        source: What the run loaded it with, for the same weights in the same way.
     """
 
     folder: Path
     config: PretrainedConfig
+    source: ModelSource | None = None
 
     def without_weights(self) -> PreTrainedModel:
         """The model on PyTorch's meta device."""
@@ -41,6 +43,13 @@ class Base:
                 return AutoModelForCausalLM.from_config(self.config)
         except (ValueError, ImportError) as error:
             raise UserError(f"The base model can't be used: {first_line(error)}") from None
+
+    def load(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+        """The model with its weights."""
+        if self.source is not None:
+            return self.source.load_model(dtype, device)
+        options = {"config": self.config, "dtype": dtype}
+        return AutoModelForCausalLM.from_pretrained(self.folder, **options).to(device)
 
 
 def base_of_adapter(folder: Path) -> tuple[str, str | None]:
@@ -60,26 +69,19 @@ def base_of_adapter(folder: Path) -> tuple[str, str | None]:
     )
 
 
-def named_base(name: str, revision: str | None, changed: PretrainedConfig | None = None) -> Base:
+def named_base(name: str, revision: str | None) -> Base:
     """A model in a folder, or on the Hub; only what is needed of it is fetched.
-
-    Args:
-        name: Folder or Hub repository.
-        revision: Of a Hub model.
-        changed: The configuration to take instead of its own.
 
     Raises:
         UserError: There is no such model, or not in safetensors.
     """
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        folder = fetched(name, revision)
+    folder = folder_of(name, revision)
     if not has_safetensors(folder):
         raise UserError(
             f"{name} has no safetensors, from which weights are merged one at a time.",
             fix="name the same model in safetensors with --base",
         )
-    config = changed if changed is not None else read_config(folder)
+    config = read_config(folder)
     if getattr(config, "quantization_config", None):
         raise UserError(
             f"The weights of {name} are quantized: an adapter can't be merged into them without a "
@@ -87,6 +89,27 @@ def named_base(name: str, revision: str | None, changed: PretrainedConfig | None
             fix="name the model that it was quantized from with --base",
         )
     return Base(folder, config)
+
+
+def stored_base(source: ModelSource) -> Base | None:
+    """The folder that the run read its weights from, if they are exactly its safetensors.
+
+    Raises:
+        UserError: It was a Hub model that can't be had any more.
+    """
+    on_disk = Path(source.name).expanduser().is_dir()
+    if source.weight_bytes is None or not (on_disk or source.revision):
+        return None
+    folder = folder_of(source.name, source.revision)
+    if not has_safetensors(folder) or open_stored(folder).bytes_on_disk() != source.weight_bytes:
+        return None
+    return Base(folder, source.config, source)
+
+
+def folder_of(name: str, revision: str | None) -> Path:
+    """A folder as it is, or a Hub model's snapshot."""
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else fetched(name, revision)
 
 
 def fetched(name: str, revision: str | None) -> Path:
@@ -117,19 +140,21 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 
 @contextmanager
-def rewritten_base(source: ModelSource, seed: int, near: Path) -> Iterator[Base]:
+def rewritten_base(
+    source: ModelSource, dtype: torch.dtype, seed: int, near: Path
+) -> Iterator[Base]:
     """A model that isn't stored in safetensors (GGUF, pickled or random weights), loaded whole as
     the run loaded it and written to a folder that lasts as long as the context.
 
     Args:
         source: The run's model.
+        dtype: What the run held it in; other random weights are drawn in another.
         seed: The run's, which random weights are drawn from.
         near: An existing folder on a disk with room for it.
     """
     with TemporaryDirectory(dir=near, prefix=".base-") as folder:
         seed_everything(seed)
-        wanted = source.torch_dtype if source.torch_dtype != "auto" else source.config.dtype
-        model = source.load_model(wanted or torch.float32, torch.device("cpu"))
+        model = source.load_model(dtype, torch.device("cpu"))
         model.save_pretrained(folder)
         yield Base(Path(folder), model.config)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from automodel_core.config.schema import RunConfig
 from automodel_core.errors import UserError
@@ -23,12 +23,13 @@ from automodel_core.export.base import (
     first_line,
     named_base,
     rewritten_base,
+    stored_base,
 )
 from automodel_core.export.companions import copy_companions
 from automodel_core.export.comparing import SENTENCES, Comparison, compare, continuations
 from automodel_core.export.finding import Saved
 from automodel_core.export.merging import Merge, merged_config
-from automodel_core.export.stored import has_safetensors, open_stored
+from automodel_core.export.stored import open_stored
 from automodel_core.export.writing import ShardWriter, check_free, published
 from automodel_core.protocols import Adapter, ModelSource
 from automodel_core.targets import Targets
@@ -127,13 +128,14 @@ def open_base(settings: MergeSettings) -> Iterator[Base]:
         manifest = json.loads((settings.saved.checkpoint / "manifest.json").read_text())
         source: ModelSource = settings.targets.build(config.model, {"seed": config.rng.seed})
         check_same_model(source, manifest)
-        if has_safetensors(Path(source.name).expanduser()) or source.revision is not None:
-            yield named_base(source.name, source.revision, source.config)
-        else:
-            settings.say(f"{source.name} isn't stored in safetensors: it is loaded whole.")
-            near = settings.out.parent
-            with rewritten_base(source, config.rng.seed, near) as base:
-                yield base
+        if (base := stored_base(source)) is not None:
+            yield base
+            return
+        settings.say(f"{source.name} isn't stored in safetensors: it is loaded whole.")
+        dtype = getattr(torch, manifest["precision"]["frozen weights"])
+        settings.out.parent.mkdir(parents=True, exist_ok=True)
+        with rewritten_base(source, dtype, config.rng.seed, settings.out.parent) as base:
+            yield base
 
 
 def check_same_model(source: ModelSource, manifest: dict[str, Any]) -> None:
@@ -156,7 +158,8 @@ def compared(
     """
     tokenizer = tokenizer_in(settings.out)
     prompts = prompts_for(settings, base, tokenizer)
-    model = in_float32(base.folder, config=base.config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = base.load(torch.float32, device)
     if rows is not None:
         model.resize_token_embeddings(rows, mean_resizing=False)
     adapter.apply(model)
@@ -164,7 +167,8 @@ def compared(
     expected = continuations(model.eval(), tokenizer, prompts)
     del model
     gc.collect()
-    return compare(in_float32(settings.out), expected)
+    merged = AutoModelForCausalLM.from_pretrained(settings.out, dtype=torch.float32)
+    return compare(merged.to(device).eval(), expected)
 
 
 def tokenizer_in(folder: Path) -> Any:
@@ -188,9 +192,3 @@ def prompts_for(settings: MergeSettings, base: Base, tokenizer: Any) -> list[lis
         if found:
             return found
     return [tokenizer(each)["input_ids"] for each in SENTENCES]
-
-
-def in_float32(folder: Path, **options: Any) -> PreTrainedModel:
-    """A model on the GPU, if there is one, else on the CPU."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from automodel_core.cli import main
 
@@ -93,8 +93,12 @@ def test_a_coarser_dtype_is_written_and_its_price_reported(merged):
 def test_a_model_of_random_weights_is_drawn_again(merged, tiny_model):
     model = {"_target_": "causal_lm_from_config", "pretrained_model_name_or_path": None,
              "config": str(tiny_model)}  # fmt: skip
-    _, out, printed = merged(TOUCHED["linears"], model=model)
+    done, out, printed = merged(TOUCHED["linears"], model=model, rng={"seed": 7})
     assert "loaded whole" in printed
+    set_seed(7)
+    drawn = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_model))
+    unmerged = logits(PeftModel.from_pretrained(drawn, done.folder / "latest" / "model"))
+    assert (unmerged - logits(load(out))).abs().max() < 1e-5
     assert float(printed.split("difference of a logit: ")[1].split()[0]) < 1e-5
     assert [each.name for each in out.parent.iterdir() if each.name.startswith(".")] == []
 
@@ -102,7 +106,7 @@ def test_a_model_of_random_weights_is_drawn_again(merged, tiny_model):
 def test_a_run_without_out_is_merged_beside_its_checkpoint(automodel, capsys):
     done = automodel({"peft": LORA, "optimizer": {"lr": 1e-2}})
     assert main(["merge", str(done.folder / "latest"), "--no-check"]) == 0
-    assert load(done.folder / f"{done.checkpoints[-1]}-merged").config.vocab_size
+    assert load(done.folder / f"merged-{done.checkpoints[-1]}").config.vocab_size
     assert "greedy" not in capsys.readouterr().out
     assert main(["merge", str(done.folder), "--no-check"]) == 2
     assert "is there already" in capsys.readouterr().err
