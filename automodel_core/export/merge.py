@@ -148,9 +148,7 @@ def check_same_model(source: ModelSource, manifest: dict[str, Any]) -> None:
         )
 
 
-def compared(
-    settings: MergeSettings, base: Base, adapter: Adapter, rows: int | None
-) -> Comparison:
+def compared(settings: MergeSettings, base: Base, adapter: Adapter, rows: int | None) -> Comparison:
     """Both models in float32, one after the other, on the run's prompts.
 
     Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 import attrs
 import torch
@@ -27,21 +28,28 @@ class Names:
         model_name: Stored name -> the model's name; a tensor that transformers converts when it
             reads the file (stacked experts, for instance) isn't in it.
         tied: The model's name -> all names of the same parameter, itself included.
+        shapes: By the model's name.
     """
 
     model_name: Mapping[str, str]
     tied: Mapping[str, tuple[str, ...]]
+    shapes: Mapping[str, torch.Size]
+
+    @cached_property
+    def _stored(self) -> Mapping[str, str]:
+        return {model: stored for stored, model in self.model_name.items()}
 
     def stored_name(self, name: str) -> str | None:
         """Where the weight that the model calls `name` is stored, maybe under a tied name."""
-        stored = {model: stored for stored, model in self.model_name.items()}
-        return next((stored[each] for each in (name, *self.tied[name]) if each in stored), None)
+        spellings = (name, *self.tied[name])
+        return next((self._stored[each] for each in spellings if each in self._stored), None)
 
 
 def match_names(stored: Iterable[str], model: PreTrainedModel) -> Names:
     """Match by name; transformers takes names with and without the prefix of the base class."""
     same: dict[int, list[str]] = defaultdict(list)
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    tensors = model.state_dict(keep_vars=True)
+    for name, tensor in tensors.items():
         same[id(tensor)].append(name)
     tied = {name: tuple(names) for names in same.values() for name in names}
     prefix = f"{model.base_model_prefix}."
@@ -50,7 +58,7 @@ def match_names(stored: Iterable[str], model: PreTrainedModel) -> Names:
         spellings = (each, prefix + each, each.removeprefix(prefix))
         if found := next((name for name in spellings if name in tied), None):
             matched[each] = found
-    return Names(matched, tied)
+    return Names(matched, tied, {name: tensor.shape for name, tensor in tensors.items()})
 
 
 @attrs.define
@@ -133,9 +141,11 @@ class Merge:
         base = self.stored.read(self.names.stored_name(name))
         if name not in self.merger.names:
             return self._cast(base)
-        merged = self.merger.merge(name, base).to(self.dtype or base.dtype)
+        dtype = self.dtype or base.dtype
+        merged = self.merger.merge(name, base)
+        del base  # let its pages go before the copy in the final dtype is made
         self._check_shape(name, merged)
-        return merged
+        return merged.to(dtype)
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         cast = self.dtype is not None and tensor.is_floating_point()
@@ -143,9 +153,10 @@ class Merge:
 
     def _check_shape(self, name: str, merged: torch.Tensor) -> None:
         """Only embeddings may have got rows."""
-        own = self.model.get_parameter_or_buffer(name).shape
-        rows_only = name in vocabulary_tensors(self.model) and own[1:] == merged.shape[1:]
-        if merged.shape != own and not rows_only:
+        own = self.names.shapes[name]
+        if merged.shape == own:
+            return
+        if name not in vocabulary_tensors(self.model) or own[1:] != merged.shape[1:]:
             raise UserError(
                 f"The adapter makes {name} {list(merged.shape)}, and the model's is {list(own)}.",
                 fix="name the model that the adapter was trained on with --base",

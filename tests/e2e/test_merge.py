@@ -6,6 +6,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from automodel_core.cli import main
+from automodel_core.export.finding import find_saved
 
 LORA = {"_target_": "lora", "dim": 4, "alpha": 8}
 TOUCHED = {
@@ -134,3 +135,15 @@ def test_an_adapter_is_not_exported(automodel, tmp_path, capsys):
     done = automodel({"peft": LORA, "optimizer": {"lr": 1e-2}})
     assert main(["export", str(done.folder), "--out", str(tmp_path / "out")]) == 2
     assert "automodel merge" in capsys.readouterr().err
+
+
+def test_a_run_is_named_by_its_folder_a_link_a_checkpoint_or_a_model_folder(automodel, capsys):
+    done = automodel({"peft": LORA, "optimizer": {"lr": 1e-2}})
+    newest = done.folder / done.checkpoints[-1]
+    for name in (".", "latest", newest.name, "latest/model"):
+        saved = find_saved(done.folder / name)
+        assert (saved.folder, saved.checkpoint) == (newest / "model", newest)
+    weights = newest / "model" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + bytes(8))
+    assert main(["merge", str(done.folder)]) == 2
+    assert "adapter_model.safetensors has changed" in capsys.readouterr().err

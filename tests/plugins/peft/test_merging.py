@@ -136,5 +136,3 @@ def test_peft_weights_that_share_an_update_are_refused(tmp_path):
     assert json.loads((tmp_path / "adapter_config.json").read_text())["ensure_weight_tying"]
     with pytest.raises(UserError, match="ensure_weight_tying"):
         PeftConfig().merger(base, tmp_path)
-
-
