@@ -220,7 +220,7 @@ print("took", peak() - before)
 
 @pytest.mark.slow
 def test_a_merge_stays_within_two_shards(tmp_path):
-    """A model of 663 MB in shards of 100 MB; the largest tensor takes 66 MB in float32."""
+    """A model of 663 MB in shards of 200 MB; the largest tensor takes 66 MB in float32."""
     shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 20}
     model = tiny_llama(tmp_path / "base", **shape, vocab_size=16_000, num_attention_heads=16,
                        tie_word_embeddings=False, dtype=torch.bfloat16)  # fmt: skip
@@ -229,11 +229,11 @@ def test_a_merge_stays_within_two_shards(tmp_path):
     total = sum(each.nbytes for each in model.parameters())
     learned(model, tmp_path / "adapter", target_modules=["q_proj", "down_proj", "embed_tokens"])
     words = [str(tmp_path / "adapter"), "--base", str(tmp_path / "base")]
-    words += ["--out", str(tmp_path / "out"), "--max-shard-size", "100MB"]
+    words += ["--out", str(tmp_path / "out"), "--max-shard-size", "200MB"]
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, *words], capture_output=True, text=True, check=True
     )
     taken = int(done.stdout.split("took ")[1])
     print(f"{taken / 1e6:.0f} MB for a model of {total / 1e6:.0f} MB")
     assert total > 600e6
-    assert taken < 200e6
+    assert taken < 400e6
