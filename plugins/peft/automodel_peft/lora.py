@@ -25,6 +25,7 @@ from automodel_peft.layers import (
     adapt_in_place,
 )
 from automodel_peft.loading import load_into
+from automodel_peft.merging import LoraMerger
 from automodel_peft.options import check_options, check_sizes, check_variant, read_dtype
 from automodel_peft.plan import Plan, Planned, Sizes, plan_from_file, plan_from_patterns
 from automodel_peft.selection import Patterns
@@ -159,6 +160,14 @@ class PeftConfig:
         """
         checks.check_trainable(model)
         checks.check_changed(model, self._start)
+
+    def merger(self, model: PreTrainedModel, folder: Path) -> LoraMerger:
+        """What the folder makes of the model's weights; it says itself which variant it is.
+
+        Raises:
+            UserError: It holds no adapter, or one that doesn't fit the model.
+        """
+        return LoraMerger(model, read_adapter(folder))
 
     def _saved(self) -> SavedAdapter | None:
         if self.adapter_path is None:
