@@ -17,9 +17,10 @@ import sysconfig
 from pathlib import Path
 
 import torch
-from automodel_optimizers.stochastic_rounding import StochasticAdamW
 from environment import environment
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from automodel_optimizers.stochastic_rounding import StochasticAdamW
 
 LENGTH, BATCH = 256, 16
 
