@@ -34,6 +34,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/cli_start.py
+	$(BIN)/python benchmarks/loop_overhead.py
+	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/bf16_updates.py
 
 # torch first and pinned, so that nothing else decides which build is installed.
 $(INSTALLED): pyproject.toml constraints.txt

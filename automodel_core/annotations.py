@@ -1,13 +1,14 @@
 """Does a YAML value fit a parameter's annotation? Decided from the annotation's source text.
 
 Strict where it is certain and silent where it isn't: a bool is no int, "4" is no number, an int is
-a float; and an annotation that isn't understood accepts everything.
+a float, .nan and .inf are none; and an annotation that isn't understood accepts everything.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import math
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +24,7 @@ PLAIN = (type(None), bool, int, float, str, list, dict)
 SCALARS: Mapping[str, Callable[[Any], bool]] = {
     "bool": lambda value: isinstance(value, bool),
     "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "float": lambda value: type(value) is int or (type(value) is float and math.isfinite(value)),
     "str": lambda value: isinstance(value, str),
     "Path": lambda value: isinstance(value, str),
     "PathLike": lambda value: isinstance(value, str),

@@ -81,9 +81,12 @@ def _judge_value(
         return fits(candidate, parameter.annotation, parameter.default, signature.module)
 
     if not accepts(value):
-        wanted = readable(parameter.annotation or "")
-        # Never the value itself: it may have come from the environment.
-        message = f"`{parameter.name}` takes {wanted}, not {kind_of(value)}."
+        # Never a text itself: it may have come from the environment.
+        if isinstance(value, bool) and accepts(not value):
+            message = f"`{parameter.name}` can't be {str(value).lower()}."
+        else:
+            wanted = readable(parameter.annotation or "")
+            message = f"`{parameter.name}` takes {wanted}, not {kind_of(value)}."
         yield Finding(path, message, _other_quotes(value, accepts) or first_sentence(parameter.doc))
 
 

@@ -6,10 +6,7 @@ import copy
 import functools
 import importlib
 import logging
-import random
-import sys
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -17,6 +14,7 @@ import pluggy
 
 from automodel_core import hooks
 from automodel_core.config.schema import RunConfig
+from automodel_core.randomness import untouched_randomness
 from automodel_core.records import HOOKS, Record
 from automodel_core.registry import Registry
 from automodel_core.wording import did_you_mean
@@ -118,24 +116,3 @@ class _Guard:
 
 def _own_copy(argument: Any) -> Any:
     return copy.deepcopy(argument) if isinstance(argument, RunConfig | dict) else argument
-
-
-@contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """Put back the state of Python's, NumPy's and PyTorch's generators, as far as they are in use.
-
-    A logger that draws a run id with `random` must not change anybody's dropout.
-    """
-    python = random.getstate()
-    numpy = sys.modules.get("numpy")
-    numpy_state = numpy.random.get_state() if numpy else None
-    with ExitStack() as stack:
-        if torch := sys.modules.get("torch"):
-            devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-            stack.enter_context(torch.random.fork_rng(devices))
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            if numpy:
-                numpy.random.set_state(numpy_state)

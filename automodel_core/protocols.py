@@ -164,6 +164,29 @@ class Selection(NamedTuple):
     lines: tuple[str, ...]
 
 
+class Merger(Protocol):
+    """What a saved adapter makes of its base model's weights, one tensor at a time.
+
+    Attributes:
+        names: The whole names of the model's tensors that it changes. All that the adapter has
+            learned is in these.
+    """
+
+    names: frozenset[str]
+
+    def merge(self, name: str, base: torch.Tensor) -> torch.Tensor:
+        """The tensor that a model without the adapter needs to compute the same.
+
+        Args:
+            name: One of `names`.
+            base: The base model's tensor of that name, as it is stored; left unchanged.
+
+        Returns:
+            float32, of the shape of `base`; embeddings may have got more rows.
+        """
+        ...
+
+
 class Adapter(Protocol):
     """Trains something small in, or beside, a model that stays as it is.
 
@@ -231,6 +254,19 @@ class Adapter(Protocol):
 
         Raises:
             GuardStop: Nothing has changed since `apply`, or something trains that should not.
+        """
+        ...
+
+    def merger(self, model: PreTrainedModel, folder: Path) -> Merger:
+        """For `automodel merge`: what `save` wrote, as weights of the base model. An adapter that
+        can't be expressed so leaves this method out.
+
+        Args:
+            model: The base model without weights (on PyTorch's meta device), not adapted.
+            folder: What `save` wrote.
+
+        Raises:
+            UserError: The folder holds something that doesn't fit the model.
         """
         ...
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -24,6 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from environment import environment
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -216,21 +217,6 @@ def trainer_resume(folder: Path, steps: int, layers: int) -> float:
     return seconds_until([*command, "--steps", str(steps + 50)], stepped)
 
 
-def environment() -> dict[str, object]:
-    """What the figures depend on."""
-    import torch
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
 def isolated(kind: str, folder: Path, options: argparse.Namespace) -> list[float]:
     """The stalls of one run in a process of its own, so that no run inherits another's memory."""
     command = [sys.executable, __file__, "--stalls", kind, "--folder", str(folder)]
@@ -264,7 +250,7 @@ def main() -> int:
         print(json.dumps(stalls))
         return 0
 
-    found = {"environment": environment()}
+    found = {"environment": environment("torch", "transformers")}
     folder = Path(tempfile.mkdtemp())
     try:
         found["parameters"] = write_model(folder / "model", options.layers)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import distributions, version
+from importlib.metadata import distributions
 from pathlib import Path
+
+from environment import environment
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "quickstart.yaml"
@@ -68,16 +69,9 @@ def measure(runs: int, path: str = "") -> dict[str, float]:
     return medians
 
 
-def environment() -> dict[str, object]:
-    """What the figures depend on."""
-    return {
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
-        "distributions": sum(1 for _ in distributions()),
-        "automodel-core": version("automodel-core"),
-    }
+def found_on() -> dict[str, object]:
+    """The environment; starting takes longer with more distributions installed."""
+    return environment("automodel-core") | {"distributions": sum(1 for _ in distributions())}
 
 
 def main() -> int:
@@ -85,7 +79,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = {"environment": environment(), "as it is": measure(options.runs)}
+    found = {"environment": found_on(), "as it is": measure(options.runs)}
     with tempfile.TemporaryDirectory() as folder:
         other_distributions(Path(folder), OTHERS)
         found[f"{OTHERS} more"] = measure(options.runs, folder)

@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -21,6 +19,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from environment import environment
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -119,8 +119,8 @@ def measure(steps: int) -> dict[str, float]:
     clock, done, report = Clock(), Counter(), loop.report
     measured: Counter[str] = Counter()
 
-    def counted(run: Any, metrics: Any) -> None:
-        report(run, metrics)
+    def counted(run: Any, late: int) -> None:
+        report(run, late)
         done["steps"] += 1
         if done["steps"] == WARM_UP:
             clock.restart()
@@ -144,27 +144,12 @@ def measure(steps: int) -> dict[str, float]:
     return {name: spent / (steps - WARM_UP) for name, spent in measured.items()}
 
 
-def environment() -> dict[str, object]:
-    """What the figures depend on."""
-    import torch
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    parts, found = measure(options.steps), environment()
+    parts, found = measure(options.steps), environment("torch", "transformers")
     total = sum(parts.values())
     shares = {name: seconds / total for name, seconds in parts.items()}
     guards = shares["guards"]

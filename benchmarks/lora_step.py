@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from environment import environment
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -129,6 +130,8 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--cpu", action="store_true")
     arguments = parser.parse_args()
+    for name, value in environment("torch", "transformers", "peft").items():
+        print(f"{name}: {value}")
     print(f"{arguments.shape}, {arguments.batch} x {arguments.length} tokens, "
           f"activation checkpointing {'on' if arguments.checkpointing else 'off'}")  # fmt: skip
     for dora, dropout in ((False, 0.0), (False, 0.1), (True, 0.0), (True, 0.1)):

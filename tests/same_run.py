@@ -21,9 +21,9 @@ def after_step(step: int, act: Callable[[], object]) -> Iterator[None]:
     """Do something when a step has been logged, before anything is saved."""
     original = loop.report
 
-    def report(run, metrics):
-        original(run, metrics)
-        if metrics.step == step:
+    def report(run, late):
+        original(run, late)
+        if run.step == step:
             act()
 
     with pytest.MonkeyPatch.context() as patch:

@@ -28,6 +28,8 @@ COMMANDS = {
     "list-plugins": ("What is installed, by whom, in what state.", "list_plugins:list_plugins"),
     "show": ("One plugin: signature, documentation, an example block.", "show:show"),
     "runs": ("The runs in a folder, how far each has come, how to go on.", "runs:runs"),
+    "merge": ("Make one model of an adapter and its base.", "merge:merge"),
+    "export": ("Write a whole model in another dtype or shard size.", "export:export"),
     "diff": ("Why two runs are not the same.", "diff:diff"),
 }
 

@@ -1,12 +1,11 @@
 """From MODEL_OR_RUN, as a user types it, to the targets that it is built from.
 
-chat, generate, merge and explain share it. Nothing here imports torch: the weights are read by
+chat, generate and explain share it. Nothing here imports torch: the weights are read by
 `automodel_core/answer/loading.py`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +18,10 @@ from automodel_core.config.report import ConfigError, Problem
 from automodel_core.config.schema import PreProcessor, RunConfig, Target
 from automodel_core.config.secrets import variables_in
 from automodel_core.errors import UserError
+from automodel_core.peft_folder import base_of_adapter, peft_target
 from automodel_core.registry import Registry
 from automodel_core.targets import Targets
-from automodel_core.train.run_folder import latest_checkpoint, pointed_to
+from automodel_core.train.run_folder import checkpoint_at
 from automodel_core.train.status import read_status
 from automodel_core.trust import Trust
 
@@ -129,6 +129,10 @@ def find_model(
             sections=SECTIONS,
         )
         return from_checkpoint(checkpoint, loaded)
+    if read_status(path):
+        raise UserError(
+            f"The run in {path} has saved no checkpoint.", fix=f"see `automodel runs {path}`"
+        )
     targets = Targets(
         Registry.discover(disabled=no_plugin),
         Trust.from_environment(allow, remote_code=remote_code),
@@ -154,31 +158,6 @@ def from_configuration(loaded: Loaded) -> FoundModel:
         loaded=loaded,
         targets=loaded.targets,
     )
-
-
-def checkpoint_at(path: Path) -> Path | None:
-    """The checkpoint that a path means: itself, one that it is part of, or a run's latest.
-
-    Raises:
-        UserError: A run that has saved none.
-    """
-    if path.is_file() and path.name in ("latest", "best"):  # where links don't work
-        path = pointed_to(path.parent, path.name) or path
-    for folder in (path, path.resolve().parent):
-        if is_checkpoint(folder) and (folder == path or path.resolve().name == "model"):
-            return folder
-    if latest := latest_checkpoint(path):
-        return latest
-    if read_status(path):
-        raise UserError(
-            f"The run in {path} has saved no checkpoint.", fix=f"see `automodel runs {path}`"
-        )
-    return None
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder looks like an `epoch_E_step_S`; it may have been given another name."""
-    return (folder / "config.yaml").is_file() and (folder / "model").is_dir()
 
 
 def from_checkpoint(checkpoint: Path, loaded: Loaded) -> FoundModel:
@@ -220,29 +199,17 @@ def from_adapter(folder: Path, targets: Targets) -> FoundModel:
     Raises:
         UserError: It names none.
     """
-    path = folder / "adapter_config.json"
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-        base, revision = described.get("base_model_name_or_path"), described.get("revision")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        raise UserError(f"{path} can't be read: it isn't a JSON object.") from None
-    if not isinstance(base, str) or not base:
-        raise UserError(
-            f"{path} doesn't say which model it adapts.",
-            fix="write its name or folder behind base_model_name_or_path there",
-        )
+    base, revision = base_of_adapter(folder)
     model = plain_model(base, remote_code=False)
-    if isinstance(revision, str) and not Path(base).expanduser().exists():
+    if revision is not None and not Path(base).expanduser().exists():
         model = attrs.evolve(model, arguments={**model.arguments, "revision": revision})
-    variants = {"use_dora": "dora", "use_rslora": "rslora"}
-    variant = next((name for key, name in variants.items() if described.get(key)), "lora")
     own_tokenizer = None
     if (folder / "tokenizer_config.json").is_file():
         own_tokenizer = PreProcessor(pretrained_model_name_or_path=str(folder))
     return FoundModel(
         name=str(folder),
         model=model,
-        peft=Target(variant, "peft", {"adapter_path": str(folder)}, ("peft",)),
+        peft=peft_target(folder),
         tokenizer=own_tokenizer,
         targets=targets,
     )

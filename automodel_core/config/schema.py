@@ -18,6 +18,13 @@ from automodel_core.errors import ConfigPath
 Use = Literal["call", "partial", "reference"]
 
 
+# NeMo Automodel's names, of now and of before, for the one thing that a run does.
+Recipe = Literal[
+    "TrainFinetuneRecipeForNextTokenPrediction",
+    "nemo_automodel.recipes.llm.train_ft.TrainFinetuneRecipeForNextTokenPrediction",
+    "nemo_automodel.recipes.llm.finetune.FinetuneRecipeForNextTokenPrediction",
+]
+
 LLM_TARGET = "nemo_automodel.NeMoAutoModelForCausalLM.from_pretrained"
 
 
@@ -217,8 +224,9 @@ class Checkpoint:
         "as `best`.",
         default=None,
     )
-    async_save: bool = key(
-        "Write beside the run, which waits only while the state is copied.", default=False
+    async_save: bool | None = key(
+        "Write beside the run, which waits only while the state is copied; by default on a GPU.",
+        default=None,
     )
 
 
@@ -248,6 +256,10 @@ class GuardSettings:
     )
     lost_updates: Literal["warn", "off"] = key(
         "Updates that the precision of the weights rounds away.", default="warn"
+    )
+    effective_batch: Literal["warn", "off"] = key(
+        "A step that takes more samples than batch_size x grad_acc_steps, or than before a resume.",
+        default="warn",
     )
 
 
@@ -346,7 +358,7 @@ class RunConfig:
         "The training data.", required=True, slot=Slot("datasets", example="squad")
     )
     step_scheduler: StepScheduler = key("How long to train.", required=True)
-    recipe: str | None = key(
+    recipe: Recipe | None = key(
         "Accepted for files written for NeMo Automodel; fine-tuning is the only recipe.",
         default=None,
     )

@@ -153,6 +153,7 @@ class Structurer:
         if pending := field.metadata.get("pending"):
             if is_off(value, field.default):
                 return field.default
+            self.value(annotation, value, path, field.metadata.get("slot"))  # for its mistakes
             return self.problem(path, f"{self.name(path)} isn't available yet.", pending, on="key")
         made = self.value(annotation, value, path, field.metadata.get("slot"))
         least = field.metadata.get("at_least")

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from automodel_core.config.schema import RunConfig
-from automodel_core.errors import UserError
+from automodel_core.errors import SavedAfterSignal, UserError
 from automodel_core.protocols import Adapter
 from automodel_core.targets import at, each_target
 from automodel_core.train.checkpoint import (
@@ -52,6 +52,7 @@ from automodel_core.train.run_folder import (
     prune,
 )
 from automodel_core.train.saving import forget_later_lines, restore
+from automodel_core.train.signals import StopRequest, stop_on_signals
 from automodel_core.train.state import load_training_state
 from automodel_core.train.step import Objective
 from automodel_core.train.summary import print_plan, print_summary
@@ -69,6 +70,20 @@ def fine_tune(config: RunConfig, context: RunContext) -> Path:
         SavedAfterSignal: A signal stopped it, and it was saved.
     """
     quiet_libraries()
+    with stop_on_signals() as stop:
+        try:
+            return whole_run(config, context, stop)
+        except KeyboardInterrupt:
+            if stop.patient:
+                raise
+            raise SavedAfterSignal(
+                f"Stopped by {stop.signal_name}; no step was under way, so nothing had to be "
+                "saved.\nRun the same command again to go on."
+            ) from None
+
+
+def whole_run(config: RunConfig, context: RunContext, stop: StopRequest) -> Path:
+    """See `fine_tune`, which adds what a signal means before and after training."""
     console = Console(context.verbosity)
     for each in context.allowed:
         console.say(f"The configuration may name {each['prefix']}: allowed by {each['source']}.")
@@ -95,7 +110,7 @@ def fine_tune(config: RunConfig, context: RunContext) -> Path:
         with observed(run, context.command):
             print_plan(console, run, prepared.source)
             before = answers_before(run, prepared.questions)
-            train(run)
+            train(run, stop)
             if before is not None:
                 after = answer(run, prepared.questions, "after")
                 shown = config.generation_eval.num_samples
@@ -141,11 +156,12 @@ def load(
         guards=Guards(
             config.guards,
             console.say,
-            LostUpdates.of(model),
+            LostUpdates.of(optimizer),
             loss_scaling=prepared.precision.loss_scaling,
+            batch_is_chosen=config.step_scheduler.global_batch_size is not None,
         ),
         writer=CheckpointWriter(
-            background=config.checkpoint.async_save,
+            background=writes_beside(config, prepared.device),
             published=after_publishing(config, context, folder),
         ),
         data=prepared.data,
@@ -155,13 +171,27 @@ def load(
     )
     if checkpoint is None:
         forget_later_lines(run)
+        run.guards.batch(run.data.layout)
     else:
         tensors, state = load_training_state(checkpoint)
         go_back_to(checkpoint, folder)
         restore(run, tensors, state)
-        console.say(f"Going on from {checkpoint} (step {run.step}).")
+        console.say(f"Going on from {checkpoint} (step {run.step}){moved(state, run)}.")
         run.hooks.automodel_checkpoint_loaded(folder=folder, step=run.step, path=checkpoint)
     return run
+
+
+def moved(state: dict[str, Any], run: Run) -> str:
+    """How the run that is gone on with was spread, if that was otherwise."""
+    before, now = state["ranks"], run.data.layout.ranks
+    return "" if before == now else f" with {now} data-parallel ranks; it had {before}"
+
+
+def writes_beside(config: RunConfig, device: torch.device) -> bool:
+    """Whether checkpoints are written beside the run. Unless the YAML says, only where the state
+    has to be copied into the host's memory anyway."""
+    asked = config.checkpoint.async_save
+    return device.type != "cpu" if asked is None else asked
 
 
 def provenance(config: RunConfig, context: RunContext, prepared: Prepared) -> dict[str, Any]:
@@ -209,7 +239,13 @@ def load_model(
                 raise
             raise damaged(checkpoint, "model/", f"can't be read. {error.message}") from None
         if weights is None:
+            rows = model.get_input_embeddings().num_embeddings
             prepared.source.check_vocabulary(model, prepared.tokenizer)
+            if adapter is not None and model.get_input_embeddings().num_embeddings != rows:
+                raise UserError(
+                    "New rows of the embeddings would be lost: an adapter is saved without them.",
+                    fix="leave resize_embeddings and the new tokens out, or tune all weights",
+                )
     if adapter is not None:
         with at(config.peft.path):
             for line in adapter.apply(model).lines:

@@ -28,7 +28,10 @@ from typing import Any
 from automodel_core.errors import UserError
 from automodel_core.train.run_folder import checkpoints_in, point_to
 
-FORMAT = 1
+FORMAT, MANIFEST = 1, "manifest.json"
+
+# Files are hashed and flushed by so many threads.
+SEALERS = 4
 
 
 class CheckpointWriter:
@@ -37,21 +40,22 @@ class CheckpointWriter:
     In the background a save costs the run only its staging, the copy of what is to be written. What
     went wrong there is raised by the next call.
 
-    Args:
-        background: Write beside the run.
+    Attributes:
+        background: Whether it writes beside the run.
         published: Called in the run's own thread with each checkpoint that is complete.
     """
 
     def __init__(self, *, background: bool, published: Callable[[Path], None]) -> None:
+        self.background = background
         self._pool = ThreadPoolExecutor(1, "checkpoint") if background else None
-        self._published = published
+        self.published = published
         self._pending: Future[Path] | None = None
 
     def write(self, target: Path, fill: Callable[[Path], None], manifest: dict[str, Any]) -> None:
         """Start to write `target`, when the one before it is done."""
         self.settle()
         if self._pool is None:
-            self._published(write_checkpoint(target, fill, manifest))
+            self.published(write_checkpoint(target, fill, manifest))
         else:
             self._pending = self._pool.submit(write_checkpoint, target, fill, manifest)
 
@@ -64,7 +68,7 @@ class CheckpointWriter:
         """Wait for the checkpoint that is being written."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            self._published(pending.result())
+            self.published(pending.result())
 
 
 def write_checkpoint(target: Path, fill: Callable[[Path], None], manifest: dict[str, Any]) -> Path:
@@ -126,18 +130,30 @@ def discard_unfinished(folder: Path) -> None:
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:
     """Flush every file to the disk and write the manifest of what is there."""
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+
+    def sealed(path: Path) -> dict[str, Any]:
+        digest = sha256(path)
         flush(path)
-        files[str(path.relative_to(folder))] = {
-            "bytes": path.stat().st_size,
-            "sha256": sha256(path),
-        }
+        return {"bytes": path.stat().st_size, "sha256": digest}
+
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    with ThreadPoolExecutor(SEALERS) as pool:  # hashing and flushing both leave Python
+        found = zip(paths, pool.map(sealed, paths), strict=True)
+        files = {str(path.relative_to(folder)): each for path, each in found}
     versions = {name: version(name) for name in ("automodel-core", "torch", "transformers")}
     content = {"format": FORMAT, "versions": versions, **manifest, "files": files}
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     path.write_text(json.dumps(content, indent=1))
     flush(path)
+
+
+def amend_manifest(checkpoint: Path, changes: dict[str, Any]) -> None:
+    """Replace entries of a published checkpoint's manifest, at once or not at all."""
+    aside = checkpoint / f".{MANIFEST}-new"
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    aside.write_text(json.dumps(manifest | changes, indent=1))
+    flush(aside)
+    aside.replace(checkpoint / MANIFEST)
 
 
 def flush(path: Path) -> None:
@@ -160,7 +176,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     Raises:
         UserError: Not a checkpoint, or a damaged one; the file is named.
     """
-    path = checkpoint / "manifest.json"
+    path = checkpoint / MANIFEST
     try:
         manifest = json.loads(path.read_text())
         files = {name: (x["bytes"], x["sha256"]) for name, x in manifest["files"].items()}
@@ -169,12 +185,16 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint} is not a checkpoint of automodel: {path.name} is missing or unreadable.",
             fix="pass --resume the path of an epoch_E_step_S folder, or --fresh",
         ) from None
-    for name, (size, digest) in files.items():
-        file = checkpoint / name
-        if not file.is_file():
+    for name, (size, _) in files.items():
+        if not (checkpoint / name).is_file():
             raise damaged(checkpoint, name, "is missing")
-        if file.stat().st_size != size or sha256(file) != digest:
+        if (checkpoint / name).stat().st_size != size:
             raise damaged(checkpoint, name, "has changed since it was saved")
+    with ThreadPoolExecutor(SEALERS) as pool:
+        digests = pool.map(sha256, (checkpoint / name for name in files))
+        for (name, (_, digest)), found in zip(files.items(), digests, strict=True):
+            if found != digest:
+                raise damaged(checkpoint, name, "has changed since it was saved")
     return manifest
 
 
@@ -182,7 +202,7 @@ def best_checkpoint(folder: Path, metric: str) -> Path | None:
     """The checkpoint of a run folder whose validation metric is lowest."""
     scored = []
     for checkpoint in checkpoints_in(folder):
-        metrics = json.loads((checkpoint / "manifest.json").read_text()).get("metrics", {})
+        metrics = json.loads((checkpoint / MANIFEST).read_text()).get("metrics", {})
         if metric in metrics:
             scored.append((metrics[metric], checkpoint))
     return min(scored, default=(None, None))[1]

@@ -61,6 +61,21 @@ def plan_layout(scheduler: StepScheduler, micro_batch: int, ranks: int = 1) -> L
     return Layout(micro_batch, wanted // per_round, ranks)
 
 
+@attrs.frozen
+class StepData:
+    """The data of one optimizer step.
+
+    Attributes:
+        epoch: 0 is the first.
+        samples: The numbers of its samples, over all ranks.
+        batches: This rank's micro-batches.
+    """
+
+    epoch: int
+    samples: list[int]
+    batches: list[Batch]
+
+
 @attrs.define(slots=False)
 class TrainingData:
     """The micro-batches of one optimizer step after another, round the data for as long as asked.
@@ -69,8 +84,6 @@ class TrainingData:
         dataset: What is trained on.
         layout: How a step's samples are spread over micro-batches and ranks.
         cursor: Where the next optimizer step begins.
-        last_epoch: The epoch of the newest step.
-        last_samples: The numbers of its samples, over all ranks.
     """
 
     dataset: Dataset
@@ -79,8 +92,6 @@ class TrainingData:
     seed: int
     shuffle: bool
     cursor: Cursor = attrs.field(factory=Cursor)
-    last_epoch: int = 0
-    last_samples: list[int] = attrs.field(factory=list)
     _order: Order = ()
     _batches: Iterator[Batch] | None = None
 
@@ -107,22 +118,31 @@ class TrainingData:
     def steps_per_epoch(self) -> int:
         return self.layout.steps(len(self.dataset))
 
-    def next_step(self) -> tuple[int, list[Batch]]:
-        """The epoch and the micro-batches of the optimizer step that begins at the cursor."""
+    @property
+    def last_epoch(self) -> int:
+        """The epoch of the newest step."""
+        begun = self.cursor.samples > 0 or self.cursor.epoch == 0
+        return self.cursor.epoch if begun else self.cursor.epoch - 1
+
+    def next_step(self) -> StepData:
+        """The optimizer step that begins at the cursor."""
         if self._batches is None:
             self._order = epoch_order(
                 len(self.dataset), self.seed, self.cursor.epoch, shuffle=self.shuffle
             )
             rest = EpochBatches(self._order, self.cursor.samples, self.layout)
             self._batches = iter(self.make_loader(rest))
-        return self.cursor.epoch, list(islice(self._batches, self.layout.grad_acc_steps))
+        start = self.cursor.samples
+        return StepData(
+            epoch=self.cursor.epoch,
+            samples=[int(i) for i in self._order[start : start + self.layout.group]],
+            batches=list(islice(self._batches, self.layout.grad_acc_steps)),
+        )
 
     def advance(self) -> None:
         """An optimizer step is done: the cursor moves past its samples."""
-        self.last_epoch = self.cursor.epoch
-        start = self.cursor.samples
-        self.last_samples = [int(i) for i in self._order[start : start + self.layout.group]]
-        self.cursor = self.cursor.advanced(len(self.last_samples), len(self.dataset))
+        taken = min(self.layout.group, len(self.dataset) - self.cursor.samples)
+        self.cursor = self.cursor.advanced(taken, len(self.dataset))
         if self.cursor.samples == 0:
             self._batches = None
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import attrs
 import torch
@@ -18,6 +19,7 @@ import torch
 from automodel_core.config.schema import GuardSettings
 from automodel_core.errors import GuardStop
 from automodel_core.train.metrics import StepMetrics
+from automodel_core.train.order import Layout
 from automodel_core.train.step import MicroBatch
 
 # A spike stands this far above the median of the recent losses: at least so many nats, and so many
@@ -89,16 +91,21 @@ class LostUpdates:
     parameters: list[torch.nn.Parameter]
 
     @classmethod
-    def of(cls, model: torch.nn.Module) -> LostUpdates:
-        """Only parameters in less than float32 can lose updates in this way."""
+    def of(cls, optimizer: torch.optim.Optimizer) -> LostUpdates:
+        """Only parameters in less than float32 can lose updates in this way; with an optimizer that
+        rounds at random, what stays in one step moves in another."""
+        if getattr(optimizer, "rounds_stochastically", False):
+            return cls([])
         low = (torch.bfloat16, torch.float16)
-        return cls([p for p in model.parameters() if p.requires_grad and p.dtype in low])
+        groups = optimizer.param_groups
+        return cls([p for group in groups for p in group["params"] if p.dtype in low])
 
     def due(self, step: int) -> bool:
         return bool(self.parameters) and step % LOST_EVERY == 1
 
-    def measure(self, take_step: Callable[[], None]) -> float:
-        """Take the optimizer step; the share of sampled elements with a gradient left unmoved."""
+    def measure(self, take_step: Callable[[], None]) -> torch.Tensor:
+        """Take the optimizer step; the share of sampled elements with a gradient left unmoved, a
+        scalar on the device."""
         before = [
             (p, p.detach().flatten()[:LOST_SAMPLE].clone(), p.grad.flatten()[:LOST_SAMPLE] != 0)
             for p in self.parameters
@@ -109,7 +116,22 @@ class LostUpdates:
             [((p.detach().flatten()[:LOST_SAMPLE] != old) & has).sum() for p, old, has in before]
         )
         eligible = torch.stack([has.sum() for _, _, has in before])
-        return 1.0 - (moved.sum() / eligible.sum().clamp(min=1)).item()
+        return 1.0 - moved.sum() / eligible.sum().clamp(min=1)
+
+
+def step_if_finite(optimizer: torch.optim.Optimizer, grad_norm: torch.Tensor) -> None:
+    """Take an optimizer step unless the gradient is NaN or infinite.
+
+    Fused optimizers decide on the device, as they do for `torch.amp.GradScaler`; for others the
+    host must wait for the gradient's norm.
+    """
+    finite = torch.isfinite(grad_norm)
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf
+    elif finite:
+        optimizer.step()
 
 
 @attrs.define
@@ -120,13 +142,16 @@ class Guards:
         warn: Prints a line.
         loss_scaling: The scaler skips steps whose gradients overflow, which is how it finds its
             scale; only a loss that isn't finite is a fault then.
+        batch_is_chosen: The YAML has a global_batch_size.
     """
 
     settings: GuardSettings
     warn: Callable[[str], None]
     lost_updates: LostUpdates
     loss_scaling: bool = False
+    batch_is_chosen: bool = False
     spikes: SpikeDetector = attrs.field(factory=SpikeDetector)
+    _lost_shares: dict[int, torch.Tensor] = attrs.field(factory=dict)
     _warned: set[str] = attrs.field(factory=set)
 
     def before_step(self, step: int, micro_batches: Sequence[MicroBatch]) -> None:
@@ -135,22 +160,25 @@ class Guards:
             check_supervision(step, micro_batches)
 
     def take_step(
-        self, step: int, grad_norm: torch.Tensor, optimizer_step: Callable[[], None]
+        self,
+        step: int,
+        grad_norm: torch.Tensor,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
     ) -> None:
         """Take the optimizer step, and now and then measure what it changed."""
-        if self.settings.non_finite == "skip" and not torch.isfinite(grad_norm):
-            return
+
+        def optimizer_step() -> None:
+            if self.settings.non_finite == "skip" and not scaler.is_enabled():
+                step_if_finite(optimizer, grad_norm)
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+
         if self.settings.lost_updates == "off" or not self.lost_updates.due(step):
             optimizer_step()
-            return
-        share = self.lost_updates.measure(optimizer_step)
-        if share > LOST_SHARE:
-            self.once(
-                "lost_updates",
-                f"{share:.0%} of the weights with a gradient did not change in step {step}: their "
-                "updates are smaller than the precision of the weights. "
-                "Write torch_dtype: auto (float32 master weights), or raise lr.",
-            )
+        else:
+            self._lost_shares[step] = self.lost_updates.measure(optimizer_step)
 
     def after_step(self, metrics: StepMetrics, samples: Sequence[int]) -> None:
         """What the results of a step show.
@@ -171,11 +199,45 @@ class Guards:
         if fault:
             self.warn(f"guard non_finite: {fault} The step is skipped.")
             return
+        share = float(self._lost_shares.pop(metrics.step, 0.0))
+        if share > LOST_SHARE:
+            self.once(
+                "lost_updates",
+                f"{share:.0%} of the weights with a gradient did not change in step "
+                f"{metrics.step}: their updates are smaller than the precision of the weights. "
+                "Write torch_dtype: auto (float32 master weights), optimizer._target_: "
+                "stochastic_adamw (random rounding), or raise lr.",
+            )
         if self.settings.loss_spike != "off" and self.spikes.is_spike(metrics.loss):
             message = f"The loss of step {metrics.step} jumped to {metrics.loss:.3f}."
             if self.settings.loss_spike == "stop":
                 raise GuardStop("loss_spike", message, fix="lower lr, or look at that step's data")
             self.once("loss_spike", message)
+
+    def batch(self, layout: Layout, before: int | None = None) -> None:
+        """effective_batch: a step's samples are what batch_size and grad_acc_steps say.
+
+        Args:
+            layout: How a step's samples are spread.
+            before: Samples in a step of the run that this one goes on from.
+        """
+        if self.settings.effective_batch == "off":
+            return
+        parts = f"{layout.micro_batch} batch_size x {layout.grad_acc_steps} grad_acc_steps"
+        how = f"{parts} x {layout.ranks} ranks = {layout.group} samples"
+        fix = f"Write step_scheduler.global_batch_size: {before or layout.group} to keep it."
+        if before is not None and before != layout.group:
+            self.once("effective_batch", f"A step takes {how}; before, it took {before}. {fix}")
+        elif before is None and layout.ranks > 1 and not self.batch_is_chosen:
+            self.once("effective_batch", f"A step takes {how}. {fix}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the guards remember, for a run that goes on."""
+        return {"losses": list(self.spikes.recent), "warned": sorted(self._warned)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.spikes.recent.extend(state["losses"])
+        self._warned.update(state["warned"])
 
     def once(self, guard: str, message: str) -> None:
         """Warn the first time that a guard fires."""

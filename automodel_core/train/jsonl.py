@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from automodel_core.errors import UserError
+from automodel_core.train.checkpoint import flush
 
 
 class JsonLines:
@@ -20,6 +21,12 @@ class JsonLines:
     def append(self, record: dict[str, Any]) -> None:
         with self._writing(), self.path.open("a") as handle:
             handle.write(json.dumps(record) + "\n")
+
+    def flush(self) -> None:
+        """See that all of it is on the disk, as the checkpoint that follows will be."""
+        if self.path.exists():
+            with self._writing():
+                flush(self.path)
 
     def read(self) -> list[dict[str, Any]]:
         """Every whole line; one cut off by a crash is left out."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from automodel_core.config.schema import RunConfig
 from automodel_core.config.variables import Variable
-from automodel_core.hook_loading import untouched_randomness
 from automodel_core.protocols import Logger
+from automodel_core.randomness import untouched_randomness
 from automodel_core.train.context import RunContext
 from automodel_core.train.status import State
 

@@ -8,17 +8,18 @@ import time
 import attrs
 import torch
 
+from automodel_core.randomness import remember_randomness
 from automodel_core.train.due import save_due, validation_due, validation_owed
-from automodel_core.train.metrics import StepMetrics, peak_memory_gib
+from automodel_core.train.readings import LATE, Reading, StepClock, to_host
 from automodel_core.train.run import Run
-from automodel_core.train.saving import save, saved_after_signal
+from automodel_core.train.saving import amend_metrics, save, saved_after_signal
 from automodel_core.train.schedule import learning_rate
-from automodel_core.train.signals import stop_on_signals
-from automodel_core.train.step import MicroBatch, accumulate_gradients, prepare_micro_batch
+from automodel_core.train.signals import Dropped, StopRequest
+from automodel_core.train.step import accumulate_gradients, prepare_micro_batch
 from automodel_core.train.validating import validate
 
 
-def train(run: Run) -> None:
+def train(run: Run, stop: StopRequest) -> None:
     """From `run.step` to the end of the horizon, validating and saving on the way.
 
     Raises:
@@ -26,80 +27,102 @@ def train(run: Run) -> None:
         SavedAfterSignal: A signal asked the run to stop; it was saved first.
     """
     run.model.train()
-    with stop_on_signals() as stop, run.console.training(run.step, run.horizon.total_steps):
-        if validation_owed(run):
-            validate(run)
-        while not run.finished:
-            metrics = optimizer_step(run)
-            run.guards.after_step(metrics, run.data.last_samples)
-            report(run, metrics)
-            if stop:
-                raise saved_after_signal(run, stop.signal_name)
-            if validation_due(run):
-                validate(run)
-            if save_due(run):
-                save(run)
-            run.writer.poll()
+    with run.console.training(run.step, run.horizon.total_steps):
+        try:
+            stop.patient = True
+            take_steps(run, stop)
+        except Dropped:
+            report(run, late=0)
+        if stop:
+            raise saved_after_signal(run, stop.signal_name)
         run.writer.settle()
+        stop.patient = False
 
 
-def optimizer_step(run: Run) -> StepMetrics:
-    """Fetch a whole step's micro-batches, forward and backward, clip, and step."""
-    started = time.perf_counter()
-    epoch, batches = run.data.next_step()
-    waited = time.perf_counter() - started
-    micro_batches = [prepare_micro_batch(batch, run.objective.device) for batch in batches]
-    run.guards.before_step(run.step + 1, micro_batches)
+def take_steps(run: Run, stop: StopRequest) -> None:
+    """Until the run is finished or asked to stop."""
+    if validation_owed(run):
+        with stop.droppable():
+            validate(run)
+        amend_metrics(run)
+    while not (run.finished or stop):
+        run.readings.append(optimizer_step(run, stop))
+        pausing = stop or run.finished or validation_due(run) or save_due(run)
+        report(run, late=0 if pausing else LATE)
+        if validation_due(run) and not stop:
+            with stop.droppable():
+                validate(run)
+        if save_due(run) and not stop:
+            save(run)
+        run.writer.poll()
 
-    rates = set_learning_rates(run)
-    loss = accumulate_gradients(run.objective, micro_batches, run.scaler)
-    grad_norm = clip_gradients(run)
-    run.guards.take_step(run.step + 1, grad_norm, lambda: run.scaler.step(run.optimizer))
-    run.scaler.update()
+
+def optimizer_step(run: Run, stop: StopRequest) -> Reading:
+    """One step; nothing in it waits for the device.
+
+    Raises:
+        Dropped: At a second signal; the run stands where it stood before.
+    """
+    restore_randomness = remember_randomness()
+    try:
+        with stop.droppable():
+            reading, grad_norm = gradients(run)
+    except Dropped:
+        run.optimizer.zero_grad(set_to_none=True)
+        restore_randomness()
+        raise
+    run.guards.take_step(run.step + 1, grad_norm, run.optimizer, run.scaler)
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
     run.data.advance()
+    reading.clock.stop()
+    return reading
 
-    loss_value, norm_value = torch.stack([loss, grad_norm]).tolist()
-    return measured(run, epoch, micro_batches, (loss_value, norm_value, rates[0]), started, waited)
 
+def gradients(run: Run) -> tuple[Reading, torch.Tensor]:
+    """Fetch a whole step's micro-batches, forward and backward, and clip.
 
-def measured(
-    run: Run,
-    epoch: int,
-    micro_batches: list[MicroBatch],
-    values: tuple[float, float, float],
-    started: float,
-    waited: float,
-) -> StepMetrics:
-    """The step's figures; its time is taken after its results were read from the device."""
-    loss, grad_norm, lr = values
-    seconds = time.perf_counter() - started
-    label_tokens = sum(micro_batch.label_tokens for micro_batch in micro_batches)
-    run.seconds["train"] += seconds
-    run.label_tokens += label_tokens
-    return StepMetrics(
-        step=run.step,
-        epoch=epoch,
-        loss=loss,
-        grad_norm=grad_norm,
-        lr=lr,
-        num_label_tokens=label_tokens,
-        num_tokens=sum(micro_batch.tokens for micro_batch in micro_batches),
-        tps=label_tokens / seconds,
-        memory_gib=peak_memory_gib(run.objective.device),
-        seconds=seconds,
+    Returns:
+        What was measured, and the norm of the gradients before clipping, on the device.
+    """
+    device = run.objective.device
+    clock, started = StepClock(device), time.perf_counter()
+    data = run.data.next_step()
+    waited = time.perf_counter() - started
+    micro_batches = [prepare_micro_batch(batch, device) for batch in data.batches]
+    run.guards.before_step(run.step + 1, micro_batches)
+    rates = set_learning_rates(run)
+    loss = accumulate_gradients(run.objective, micro_batches, run.scaler)
+    grad_norm = clip_gradients(run)
+    reading = Reading(
+        step=run.step + 1,
+        epoch=data.epoch,
+        samples=data.samples,
+        lr=rates[0],
+        num_label_tokens=sum(each.label_tokens for each in micro_batches),
+        num_tokens=sum(each.tokens for each in micro_batches),
         data_seconds=waited,
+        values=to_host(torch.stack([loss, grad_norm])),
+        device=device,
+        clock=clock,
     )
+    return reading, grad_norm
 
 
-def report(run: Run, metrics: StepMetrics) -> None:
-    """To the log, the terminal, the loggers and the observers."""
-    record = attrs.asdict(metrics)
-    run.training_log.append(record)
-    run.console.step(metrics)
-    run.loggers.log_step(run.step, record)
-    run.hooks.automodel_step_end(folder=run.folder, step=run.step, metrics=record)
+def report(run: Run, late: int) -> None:
+    """Tell guards, log, terminal, loggers and observers of the steps that the device has done, and
+    wait for it where it is more than `late` steps behind."""
+    while run.readings and (len(run.readings) > late or run.readings[0].done):
+        reading = run.readings.popleft()
+        metrics = reading.metrics()
+        run.seconds["train"] += metrics.seconds
+        run.label_tokens += metrics.num_label_tokens
+        run.guards.after_step(metrics, reading.samples)
+        record = attrs.asdict(metrics)
+        run.training_log.append(record)
+        run.console.step(metrics)
+        run.loggers.log_step(metrics.step, record)
+        run.hooks.automodel_step_end(folder=run.folder, step=metrics.step, metrics=record)
 
 
 def set_learning_rates(run: Run) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from automodel_core.train.data import TrainingData, ValidationData
 from automodel_core.train.guards import Guards
 from automodel_core.train.jsonl import JsonLines
 from automodel_core.train.loggers import Loggers
+from automodel_core.train.readings import Reading
 from automodel_core.train.schedule import Horizon
 from automodel_core.train.step import Objective
 
@@ -32,6 +34,7 @@ class Run:
         peak_lr: Learning rate of each parameter group before the schedule.
         seconds: Time spent so far, by phase.
         label_tokens: Supervised tokens trained on so far.
+        readings: Steps asked of the device whose figures haven't been read.
     """
 
     config: RunConfig
@@ -60,6 +63,7 @@ class Run:
         factory=lambda: {"train": 0.0, "validate": 0.0, "save": 0.0}
     )
     label_tokens: int = 0
+    readings: deque[Reading] = attrs.field(factory=deque)
 
     @property
     def finished(self) -> bool:

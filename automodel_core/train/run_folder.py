@@ -152,6 +152,18 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return pointed_to(folder, "latest") or (found[-1] if found else None)
 
 
+def checkpoint_at(path: Path) -> Path | None:
+    """The checkpoint that a path means: the latest of a run folder, itself, what `latest` or `best`
+    stand for, or the one whose `model/` it is; None if it means none."""
+    place = path.expanduser()
+    if place.is_file():  # `latest` or `best` where links don't work
+        place = pointed_to(place.parent, place.name) or place
+    place = place.resolve()
+    owner = place.parent if place.name == "model" else place
+    candidates = (latest_checkpoint(place), owner)
+    return next((each for each in candidates if each and (each / "manifest.json").is_file()), None)
+
+
 def go_back_to(checkpoint: Path, folder: Path) -> None:
     """Let a run go on from `checkpoint`, so that a run killed before its next one does so too.
 

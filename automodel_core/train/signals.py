@@ -1,4 +1,5 @@
-"""Stopping politely: the first signal ends the run after the current step, the second at once."""
+"""Stopping politely: the first signal ends the run after the current step; the second drops what is
+being done and ends it at once; a third is Python's own KeyboardInterrupt."""
 
 from __future__ import annotations
 
@@ -10,36 +11,69 @@ from types import FrameType
 
 import attrs
 
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+
+
+class Dropped(BaseException):
+    """What was being done is dropped for a second signal. No library's `except Exception` may take
+    it for an error of its own."""
+
 
 @attrs.define
 class StopRequest:
-    """Set by the first signal that asks the run to stop."""
+    """What signals have asked for so far.
+
+    Attributes:
+        signal_name: The first signal; None if there was none.
+        patient: There is a step to finish first; if not, the first signal ends the run at once.
+        hurried: There was a second signal.
+    """
 
     signal_name: str | None = None
+    patient: bool = False
+    hurried: bool = False
+    _droppable: bool = False
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
 
+    @contextlib.contextmanager
+    def droppable(self) -> Iterator[None]:
+        """A block that a second signal leaves at once, by raising Dropped; also one that came
+        before it."""
+        if self.hurried:
+            raise Dropped
+        self._droppable = True
+        try:
+            yield
+        finally:
+            self._droppable = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """A signal's handler."""
+        first = not self
+        if first:
+            self.signal_name = signal.Signals(number).name
+        if not self.patient or self.hurried:
+            raise KeyboardInterrupt
+        if not first:
+            self.hurried = True
+            if self._droppable:
+                raise Dropped
+
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within it, SIGINT, SIGTERM and SIGUSR1 (where there is one) set the request.
+    """Within it, SIGINT, SIGTERM and SIGUSR1 (where there is one) are requests.
 
-    A second one raises KeyboardInterrupt. Outside the main thread nothing is installed: Python
-    allows handlers only there.
+    Outside the main thread nothing is installed: Python allows handlers only there.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if request:
-            raise KeyboardInterrupt
-        request.signal_name = signal.Signals(number).name
-
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), handle) for name in names}
+    names = [name for name in SIGNALS if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), request.handle) for name in names}
     try:
         yield request
     finally:

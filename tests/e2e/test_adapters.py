@@ -74,3 +74,16 @@ def test_use_triton_true_is_refused_with_the_override(automodel):
     run = automodel({"peft": {**LORA, "use_triton": True}})
     assert run.code == 2
     assert "use_triton" in run.out
+
+
+def test_rows_that_an_adapter_cannot_save_are_refused(automodel, tmp_path):
+    from tests.tiny import tiny_llama, tiny_tokenizer
+
+    folder = tmp_path / "few rows"
+    tokenizer = tiny_tokenizer(folder)
+    tiny_llama(folder, vocab_size=len(tokenizer) - 2)
+    model = {"pretrained_model_name_or_path": str(folder), "resize_embeddings": True}
+    run = automodel({"model": model, "peft": LORA})
+    assert run.code == 2, run.out
+    assert "New rows of the embeddings would be lost" in run.out
+    assert automodel({"model": model, "step_scheduler": {"max_steps": 1}}).code == 0

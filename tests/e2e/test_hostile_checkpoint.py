@@ -19,7 +19,7 @@ READ = {
     "model/config.json",
     "model/model.safetensors",
     "training/state.json",
-    "training/optimizer/shard-00001-model-00001-of-00001.safetensors",
+    "training/optimizer/rank_0.safetensors",
 }
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.same_run import assert_same_run
+from tests.same_run import after_step, assert_same_run
 
 # Steps long enough to be hit: eight micro-batches of one padded sample.
 CHANGES = {
@@ -55,16 +55,47 @@ def test_a_signal_ends_the_run_after_its_step_and_saves(
     assert_same_run(resumed, unbroken)
 
 
-def test_a_second_interrupt_drops_the_step_at_once(started, automodel, changes, unbroken):
-    every = changes | {"checkpoint": {"save_every_steps": 2}}
-    run = started(every)
+def test_a_second_signal_drops_the_step_and_saves_its_start(started, automodel, changes, unbroken):
+    run = started(changes)
     run.wait_for_step(3)
     run.process.send_signal(signal.SIGINT)
     time.sleep(0.02)
     run.process.send_signal(signal.SIGINT)
     stopped = run.finish()
-    assert stopped.code == 130, stopped.out
-    assert "Interrupted again: this step is not saved" in stopped.out
+    assert stopped.code == 75, stopped.out
     assert "Traceback" not in stopped.out
-    assert stopped.checkpoints[0] == "epoch_0_step_2"
+    step = stopped.steps[-1]["step"]
+    resumed = automodel(changes)
+    assert f"(step {step})" in resumed.out
+    assert_same_run(resumed, unbroken)
+
+
+def test_a_third_signal_ends_the_run_unsaved(automodel, changes, unbroken):
+    every = changes | {"checkpoint": {"save_every_steps": 2}}
+
+    def thrice():
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+
+    with after_step(3, thrice):
+        stopped = automodel(every)
+    assert stopped.code == 130, stopped.out
+    assert "Traceback" not in stopped.out
+    assert stopped.checkpoints == ["epoch_0_step_2"]
     assert_same_run(automodel(every), unbroken)
+
+
+def test_a_signal_before_the_first_step_ends_the_run_with_nothing_to_save(
+    started, automodel, changes, unbroken
+):
+    slow = {"generation_eval": {"dataset": changes["validation_dataset"], "max_new_tokens": 64}}
+    run = started(changes | slow)
+    while not (run.folder / "status.json").exists():
+        assert run.process.poll() is None, run.process.communicate()[0]
+        time.sleep(0.002)
+    run.process.send_signal(signal.SIGTERM)
+    stopped = run.finish()
+    assert stopped.code == 75, stopped.out
+    assert "Stopped by SIGTERM; no step was under way" in stopped.out
+    assert stopped.checkpoints == []
+    assert_same_run(automodel(changes), unbroken)

@@ -31,6 +31,10 @@ SUFFIXES = (
     "lora_magnitude_vector",
 )
 
+# When PEFT saves whole embeddings, it writes those that trained twice, the second time by its own
+# name for them, and beside them what they were before.
+TRAINED, ORIGINAL = ".modules_to_save.", ".original_module."
+
 FIRST_FACTORS = ("lora_A.weight", "lora_embedding_A")
 
 # Kinds of LoRA that PEFT knows and that are not understood here, with the value that means absent.
@@ -98,6 +102,9 @@ def read_adapter(folder: Path) -> SavedAdapter:
     others: dict[str, torch.Tensor] = {}
     for key, tensor in _read_tensors(folder).items():
         name = key.removeprefix(PREFIX)
+        if ORIGINAL in name:
+            continue
+        name = name.replace(TRAINED, ".")
         suffix = next((each for each in SUFFIXES if name.endswith(f".{each}")), None)
         if suffix:
             adapted.setdefault(name.removesuffix(f".{suffix}"), {})[suffix] = tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from zlib import crc32
 
 import attrs
@@ -25,6 +25,7 @@ from automodel_peft.layers import (
     adapt_in_place,
 )
 from automodel_peft.loading import load_into
+from automodel_peft.merging import LoraMerger
 from automodel_peft.options import check_options, check_sizes, check_variant, read_dtype
 from automodel_peft.plan import Plan, Planned, Sizes, plan_from_file, plan_from_patterns
 from automodel_peft.selection import Patterns
@@ -47,7 +48,7 @@ class PeftConfig:
         dim: Rank of the updates; lower means fewer parameters.
         alpha: The updates are multiplied by alpha / dim.
         dropout: Probability that an input of an update is dropped while training.
-        use_triton: Demand the fused kernels; left out, they are used where they can be.
+        use_triton: Fused kernels aren't available yet: leave it out, or add peft.use_triton=false.
         modules_to_save: Patterns of modules that train as a whole and are saved with the adapter.
         rank_pattern: Other ranks than `dim`, by pattern; the first that matches counts.
         alpha_pattern: Other alphas than `alpha`, by pattern; the first that matches counts.
@@ -61,7 +62,7 @@ class PeftConfig:
     dim: int = 8
     alpha: int = 32
     dropout: float = 0.0
-    use_triton: bool | None = None
+    use_triton: Literal[False] | None = None
     modules_to_save: list[str] | None = None
     rank_pattern: dict[str, int] = attrs.field(factory=dict)
     alpha_pattern: dict[str, float] = attrs.field(factory=dict)
@@ -159,6 +160,14 @@ class PeftConfig:
         """
         checks.check_trainable(model)
         checks.check_changed(model, self._start)
+
+    def merger(self, model: PreTrainedModel, folder: Path) -> LoraMerger:
+        """What the folder makes of the model's weights; it says itself which variant it is.
+
+        Raises:
+            UserError: It holds no adapter, or one that doesn't fit the model.
+        """
+        return LoraMerger(model, read_adapter(folder))
 
     def _saved(self) -> SavedAdapter | None:
         if self.adapter_path is None:

@@ -9,10 +9,18 @@ import pytest
 from automodel_core.config.document import dotted, paths_below
 from automodel_core.config.effective import to_yaml
 from automodel_core.config.reading import Reader, compose
-from tests.core.config.test_reference import BLOCKS, ENVIRON, REFUSED, completed
+from tests.core.config.test_reference import (
+    BLOCKS,
+    ENVIRON,
+    NO_SIGNATURE,
+    WRONG_EXAMPLES,
+    completed,
+)
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-FILES = {block: completed(block) for block in BLOCKS if block not in REFUSED}
+FILES = {
+    block: completed(block) for block in BLOCKS if block not in {*WRONG_EXAMPLES, *NO_SIGNATURE}
+}
 FILES |= {path.stem: [str(path)] for path in sorted(EXAMPLES.glob("*.yaml"))}
 
 # Mappings whose keys are names of the user's own.

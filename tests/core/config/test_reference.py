@@ -26,8 +26,20 @@ VLM_COLLATE = (
     "`nemo_automodel.components.datasets.vlm.collate_fns.default_collate_fn` isn't available yet."
 )
 
+# What the reference itself calls wrong, and a block that only shows a pattern.
+WRONG_EXAMPLES = ("missing_target_wrong", "invalid_target_wrong", "target_pattern")
+
+# Blocks with a target that isn't there yet, whose keys nothing can be compared with.
+NO_SIGNATURE = (
+    "model_vlm", "dataset_vlm", "distributed_nvfsdp", "dataloader", "complete_vlm_freezing",
+)  # fmt: skip
+
 # Block -> the line and message of each refusal. A block that isn't here has no problem.
 REFUSED = {
+    "model_llm": [
+        (5, "`use_liger_kernel` can't be true."),
+        (6, "`use_sdpa_patching` can't be true."),
+    ],
     "model_vlm": [(2, VLM)],
     "distributed_nvfsdp": [
         (2, "`nemo_automodel.components.distributed.nvfsdp.NvFSDPManager` isn't available yet.")
@@ -35,6 +47,7 @@ REFUSED = {
     "dataset_vlm": [(2, MEDPIX), (7, MEDPIX)],
     "dataloader": [(13, VLM_COLLATE)],
     "freeze_config": [(1, FREEZE)],
+    "peft": [(15, "`use_triton` can't be true.")],
     "slurm": [(1, SLURM)],
     "environment_variables": [(4, SLURM)],
     "complete_vlm_freezing": [(6, VLM), (10, FREEZE), (15, MEDPIX), (22, VLM_COLLATE)],

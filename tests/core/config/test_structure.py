@@ -118,6 +118,18 @@ def test_what_is_not_available_yet_may_be_off(text, read):
     assert read(text).problems == []
 
 
+def test_what_is_not_available_yet_is_still_read_for_its_mistakes(refusal):
+    shown = refusal("slurm: {nodess: 2}\nfreeze_config: {freeze_vision: true}\n")
+    assert "nodess" in shown
+    assert "freeze_vision`" in shown
+
+
+def test_the_recipe_is_fine_tuning_by_one_of_its_names(read, refusal):
+    old = "nemo_automodel.recipes.llm.finetune.FinetuneRecipeForNextTokenPrediction"
+    assert read(f"recipe: {old}\n").config.recipe == old
+    assert "recipe" in refusal("recipe: pretrain\n")
+
+
 def test_sections_of_ones_own_are_never_read(read):
     assert read("x-anything: {_target_: 5}\n_mine: [no, off]\n").problems == []
 

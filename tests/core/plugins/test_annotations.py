@@ -9,7 +9,7 @@ from automodel_core.annotations import fits, readable, wants_tuple
     ("annotation", "good", "bad"),
     [
         ("int", [1, -1], [True, 1.0, "1", None, [1], {}]),
-        ("float", [1, 1.5], [True, "1e-5", None]),
+        ("float", [1, 1.5], [True, "1e-5", None, float("nan"), float("inf")]),
         ("bool", [True], [1, 0, "false", None]),
         ("str", ["x", ""], [1, True, None, ["x"]]),
         ("None", [None], [0, "none"]),

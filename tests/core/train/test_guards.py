@@ -1,3 +1,4 @@
+import json
 import math
 
 import attrs
@@ -8,15 +9,21 @@ from automodel_core.config.schema import GuardSettings
 from automodel_core.errors import GuardStop
 from automodel_core.train.guards import Guards, LostUpdates, SpikeDetector, check_trainable
 from automodel_core.train.metrics import StepMetrics
+from automodel_core.train.order import Layout
 from automodel_core.train.step import MicroBatch
 
 METRICS = StepMetrics(1, 0, 2.0, 1.0, 1e-3, 10, 20, 100.0, 0.1, 0.1, 0.0)
 
 
-def guards(warnings=None, model=None, **settings):
-    model = model or torch.nn.Linear(2, 2)
+def guards(warnings=None, optimizer=None, *, batch_is_chosen=False, **settings):
+    optimizer = optimizer or adamw(torch.nn.Linear(2, 2))
     warn = (warnings if warnings is not None else []).append
-    return Guards(GuardSettings(**settings), warn, LostUpdates.of(model))
+    lost = LostUpdates.of(optimizer)
+    return Guards(GuardSettings(**settings), warn, lost, batch_is_chosen=batch_is_chosen)
+
+
+def adamw(model, lr=1e-3):
+    return torch.optim.AdamW(model.parameters(), lr=lr)
 
 
 def test_a_frozen_model_is_nothing_trainable():
@@ -36,15 +43,29 @@ def test_a_non_finite_loss_or_gradient_stops_unless_switched_off(field, value):
     guards(non_finite="off").after_step(bad, [3, 1])
 
 
-def test_skip_leaves_the_weights_alone_and_goes_on():
-    warnings, taken = [], []
+NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_skip_leaves_weights_and_optimizer_alone_and_goes_on(fused, norm):
+    warnings = []
     watch = guards(warnings, non_finite="skip")
-    watch.take_step(1, torch.tensor(math.nan), lambda: taken.append(1))
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1, fused=fused)
+    weight.grad = torch.full((3,), norm)
+    watch.take_step(1, torch.tensor(norm), optimizer, NO_SCALER)
     watch.after_step(attrs.evolve(METRICS, loss=math.nan), [7])
-    assert taken == []
+    assert torch.equal(weight.detach(), torch.ones(3))
     assert "The step is skipped" in warnings[0]
-    watch.take_step(2, torch.tensor(1.0), lambda: taken.append(2))
-    assert taken == [2]
+    weight.grad = torch.ones(3)
+    watch.take_step(2, torch.tensor(1.0), optimizer, NO_SCALER)
+    assert (weight < 0.95).all()
+    twin = torch.nn.Parameter(torch.ones(3))
+    only = torch.optim.AdamW([twin], lr=0.1, weight_decay=0.1, fused=fused)
+    twin.grad = torch.ones(3)
+    only.step()
+    assert torch.equal(weight, twin), "as if the first step had never been"
 
 
 def test_a_step_without_supervision_stops_unless_switched_off():
@@ -90,12 +111,45 @@ def test_a_guard_that_warns_says_it_once():
 def test_updates_that_bfloat16_rounds_away_are_measured(lr, fires):
     torch.manual_seed(0)
     model = torch.nn.Linear(64, 64).to(torch.bfloat16)
-    optimizer, warnings = torch.optim.AdamW(model.parameters(), lr=lr), []
-    watch = guards(warnings, model)
+    optimizer, warnings = adamw(model, lr), []
+    watch = guards(warnings, optimizer)
     model(torch.randn(8, 64, dtype=torch.bfloat16)).float().square().sum().backward()
-    watch.take_step(1, torch.tensor(1.0), optimizer.step)
+    watch.take_step(1, torch.tensor(1.0), optimizer, NO_SCALER)
+    watch.after_step(METRICS, [0])
     assert bool(warnings) == fires
 
 
 def test_float32_weights_are_not_watched_for_lost_updates():
-    assert not LostUpdates.of(torch.nn.Linear(2, 2)).due(1)
+    assert not LostUpdates.of(adamw(torch.nn.Linear(2, 2))).due(1)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "before", "chosen", "says"),
+    [
+        (1, None, False, None),
+        (4, None, False, "4 batch_size x 2 grad_acc_steps x 4 ranks = 32 samples"),
+        (4, None, True, None),
+        (4, 32, False, None),
+        (2, 32, False, "= 16 samples; before, it took 32. Write step_scheduler.global_batch_size"),
+    ],
+)
+def test_a_batch_that_the_yaml_does_not_suggest_is_told(ranks, before, chosen, says):
+    warnings = []
+    guards(warnings, batch_is_chosen=chosen).batch(Layout(4, 2, ranks), before)
+    assert [says in each for each in warnings] == ([True] if says else [])
+    guards(warnings := [], effective_batch="off").batch(Layout(4, 2, ranks), before)
+    assert warnings == []
+
+
+def test_what_guards_remember_outlives_a_resume():
+    warnings = []
+    watch, again = guards(warnings), guards(warnings)
+    for _ in range(15):
+        watch.after_step(METRICS, [0])
+    again.load_state_dict(json.loads(json.dumps(watch.state_dict())))
+    again.after_step(attrs.evolve(METRICS, loss=9.0), [0])
+    assert len(warnings) == 1
+    third = guards(warnings)
+    third.load_state_dict(again.state_dict())
+    third.after_step(attrs.evolve(METRICS, loss=90.0), [0])
+    assert len(warnings) == 1, "said once, whatever was resumed"

@@ -73,6 +73,24 @@ def test_a_saved_adapter_is_loaded_to_the_last_bit(make, tmp_path):
     assert torch.equal(logits(fresh), expected)
 
 
+def test_the_base_with_merged_weights_computes_what_the_adapted_model_does(make, tmp_path):
+    config, base = make(), llama()
+    model = copy.deepcopy(base)
+    config.apply(model)
+    train(model, config.parameter_groups(model, 1e-2))
+    config.save(model, tmp_path, config.state(model), "some/base", None)
+    with torch.device("meta"):
+        merger = make().merger(llama(), tmp_path)
+    weights = base.state_dict()
+    assert merger.names <= weights.keys()
+    untouched = logits(base)
+    merged = {name: merger.merge(name, weights[name]) for name in merger.names}
+    assert torch.equal(logits(base), untouched), "the base is left as it was"
+    base.load_state_dict(weights | merged)
+    assert (logits(model) - untouched).abs().max() > 1e-3
+    assert (logits(base) - logits(model)).abs().max() < 1e-5
+
+
 def test_a_run_that_was_interrupted_goes_on_exactly(make, tmp_path):
     def start():
         config, model = make(), llama()

@@ -1,0 +1,1 @@
+"""From what a run saved to folders that other programs load: adapters merged, models converted."""

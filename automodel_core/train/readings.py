@@ -1,0 +1,103 @@
+"""What a step measured, read when it has arrived.
+
+A device works behind the host that feeds it. Asking it for a loss makes the host wait until it has
+caught up, and then the device for the host. So figures are copied without waiting, and read at most
+LATE steps later; before the run validates, saves or ends they are all read.
+"""
+
+from __future__ import annotations
+
+import time
+
+import attrs
+import torch
+
+from automodel_core.train.metrics import StepMetrics, peak_memory_gib
+
+LATE = 8
+
+
+class StepClock:
+    """The duration of a step where it is computed; starts when made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._events = (
+            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            if device.type == "cuda"
+            else None
+        )
+        if self._events:
+            self._events[0].record()
+        self._started, self._seconds = time.perf_counter(), 0.0
+
+    def stop(self) -> None:
+        """The step's work has all been asked for."""
+        if self._events:
+            self._events[1].record()
+        else:
+            self._seconds = time.perf_counter() - self._started
+
+    @property
+    def done(self) -> bool:
+        """Whether the device has finished the step."""
+        return self._events is None or self._events[1].query()
+
+    def seconds(self) -> float:
+        """Waits for the device if it must."""
+        if self._events is None:
+            return self._seconds
+        self._events[1].synchronize()
+        return self._events[0].elapsed_time(self._events[1]) / 1000
+
+
+@attrs.frozen(kw_only=True)
+class Reading:
+    """A step that has been asked of the device; see `StepMetrics` for what isn't listed.
+
+    Attributes:
+        values: Loss and gradient norm, on their way to the host.
+        samples: The numbers of the step's samples, over all ranks.
+        device: Where the step is computed.
+        clock: The step's duration; it stops after `values` have been copied.
+    """
+
+    step: int
+    epoch: int
+    lr: float
+    num_label_tokens: int
+    num_tokens: int
+    data_seconds: float
+    values: torch.Tensor
+    samples: list[int]
+    device: torch.device
+    clock: StepClock
+
+    @property
+    def done(self) -> bool:
+        return self.clock.done
+
+    def metrics(self) -> StepMetrics:
+        """The step's figures; waits for the device if it must."""
+        seconds = self.clock.seconds()
+        loss, grad_norm = self.values.tolist()
+        return StepMetrics(
+            step=self.step,
+            epoch=self.epoch,
+            loss=loss,
+            grad_norm=grad_norm,
+            lr=self.lr,
+            num_label_tokens=self.num_label_tokens,
+            num_tokens=self.num_tokens,
+            tps=self.num_label_tokens / seconds,
+            memory_gib=peak_memory_gib(self.device),
+            seconds=seconds,
+            data_seconds=self.data_seconds,
+        )
+
+
+def to_host(values: torch.Tensor) -> torch.Tensor:
+    """A copy in the host's memory, without waiting for it."""
+    if values.device.type == "cpu":
+        return values
+    pinned = torch.empty_like(values, device="cpu", pin_memory=True)
+    return pinned.copy_(values, non_blocking=True)
