@@ -1,0 +1,92 @@
+"""Processes that work together over gloo, started once and given one task after another."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+TIMEOUT = 120.0  # seconds for one task
+
+
+class Processes:
+    """`size` processes, each a rank of one group; a context manager.
+
+    A task that fails in one of them ends them all; the next starts new ones.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._workers: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process, _ in self._workers:
+            process.kill()
+            process.join()
+        self._workers = []
+
+    def run(self, task: Callable[..., Any], *args: Any, timeout: float = TIMEOUT) -> list[Any]:
+        """Call `task(*args)` in every process; what each returned, by rank."""
+        if not self._workers:
+            self._start()
+        for _, pipe in self._workers:
+            pipe.send((task, args))
+        results = []
+        for rank, (process, pipe) in enumerate(self._workers):
+            ended = f"rank {rank} didn't finish in {timeout} s (exit code {process.exitcode})"
+            try:
+                good, result = pipe.recv() if pipe.poll(timeout) else (False, ended)
+            except EOFError:
+                good, result = False, ended
+            if not good:
+                others = [p.recv()[1] for _, p in self._workers[rank + 1 :] if p.poll(1)]
+                self.__exit__()
+                told = [result, *(each for each in others if isinstance(each, str))]
+                raise AssertionError("\n".join(told))
+            results.append(result)
+        return results
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        meeting = Path(tempfile.mkdtemp()) / "meeting"
+        for rank in range(self.size):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_work, args=(rank, self.size, str(meeting), theirs), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._workers.append((process, ours))
+
+
+def _work(rank: int, size: int, meeting: str, pipe: Connection) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{meeting}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=TIMEOUT),
+    )
+    while True:
+        try:
+            task, args = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((True, task(*args)))
+        except BaseException:
+            pipe.send((False, f"rank {rank}:\n{traceback.format_exc()}"))
