@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -90,3 +92,37 @@ def _work(rank: int, size: int, meeting: str, pipe: Connection) -> None:
             pipe.send((True, task(*args)))
         except BaseException:
             pipe.send((False, f"rank {rank}:\n{traceback.format_exc()}"))
+
+
+class AnonymousPeak:
+    """The most memory that no file backs, above what it was at the beginning.
+
+    Attributes:
+        bytes: It, afterwards.
+    """
+
+    bytes = 0
+
+    def __enter__(self) -> AnonymousPeak:
+        gc.collect()
+        self._before = _anonymous_bytes()
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        ended = False
+        while not ended:
+            self.bytes = max(self.bytes, _anonymous_bytes() - self._before)
+            ended = self._ended.wait(0.002)
+        self.bytes = max(self.bytes, _anonymous_bytes() - self._before)
+
+
+def _anonymous_bytes() -> int:
+    status = Path("/proc/self/status").read_text().split("RssAnon:")[1]
+    return int(status.split()[0]) * 1024

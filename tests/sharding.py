@@ -28,6 +28,14 @@ def odd_llama(**changes) -> LlamaConfig:
     return LlamaConfig(**(sizes | changes))
 
 
+def three_gigabytes() -> LlamaConfig:
+    """1.5 billion parameters."""
+    return LlamaConfig(
+        vocab_size=32000, hidden_size=2048, intermediate_size=8192, num_hidden_layers=21,
+        num_attention_heads=16, num_key_value_heads=16,
+    )  # fmt: skip
+
+
 def on_meta(config: PretrainedConfig, dtype: torch.dtype = torch.float32):
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -67,9 +75,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 def assert_same_shards(model, other) -> None:
     """Both models hold the same: values, types and ties of parameters and buffers."""
-    named, expected = (
-        dict(m.named_parameters()) | dict(m.named_buffers()) for m in (model, other)
-    )
+    named, expected = (dict(m.named_parameters()) | dict(m.named_buffers()) for m in (model, other))
     assert named.keys() == expected.keys()
     for name, tensor in named.items():
         assert local(tensor).dtype == local(expected[name]).dtype, name

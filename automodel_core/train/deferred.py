@@ -114,7 +114,7 @@ class DeferredInit(TorchDispatchMode):
         )  # fmt: skip
 
     def tensors(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
-        """What `draw` needs to know of the model before it is sharded: its tensors by their names."""
+        """What `draw` needs to know of the model before it is sharded: its tensors by name."""
         named = [*model.named_parameters(), *model.named_buffers()]
         return {name: tensor.detach() for name, tensor in named}
 
@@ -201,4 +201,8 @@ def _stand_in(value: Any) -> Any:
 
 
 def _on_cpu(value: Any) -> Any:
-    return torch.device("cpu") if isinstance(value, torch.device) and value == torch.device("meta") else value
+    return (
+        torch.device("cpu")
+        if isinstance(value, torch.device) and value == torch.device("meta")
+        else value
+    )

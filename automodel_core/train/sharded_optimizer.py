@@ -34,10 +34,24 @@ def staged_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -
     return staged(dict(sorted(state.items())))
 
 
-def write_optimizer(folder: Path, pieces: list[Piece], rank: int) -> None:
+def write_optimizer(folder: Path, pieces: list[Piece], rank: int, ranks: int) -> None:
     """Write this process's file; the others write theirs beside it, whenever they do."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_pieces(folder / f"rank_{rank:05}.safetensors", pieces)
+    write_pieces(folder / f"{rank + 1:05}-of-{ranks:05}.safetensors", pieces)
+
+
+def optimizer_files(folder: Path) -> list[Path]:
+    """What `write_optimizer` wrote from all processes, or other safetensors files.
+
+    Raises:
+        ValueError: One is missing.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    for path in files:
+        number, of, count = path.stem.partition("-of-")
+        if of and number.isdecimal() and count.isdecimal() and int(count) != len(files):
+            raise ValueError(f"{folder} has {len(files)} of {int(count)} files")
+    return files
 
 
 def read_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, folder: Path) -> None:
@@ -49,7 +63,7 @@ def read_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, fol
         model: Sharded as it is trained; its parameters are in the optimizer.
 
     Raises:
-        ValueError: A part of a tensor is missing, or a file lacks its description.
+        ValueError: A file or a part of a tensor is missing, or a file lacks its description.
         safetensors.SafetensorError: A file is damaged.
         OSError: A file can't be read.
     """
@@ -57,7 +71,7 @@ def read_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, fol
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
     parameters = {names[parameter]: parameter for parameter in ordered}
     state: dict[str, dict[str, torch.Tensor]] = {}
-    with StoredTensors(sorted(folder.glob("*.safetensors"))) as stored:
+    with StoredTensors(optimizer_files(folder)) as stored:
         for name, header in stored.headers.items():
             owner, _, key = name.rpartition("/")
             if owner in parameters:

@@ -6,7 +6,6 @@ nobody holds more than its shard, whatever the size of the model.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,10 +18,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from automodel_core.errors import UserError
-from automodel_core.train.model_files import weight_files
+from automodel_core.train.model_files import check_fit, weight_files
 from automodel_core.train.stored_tensors import StoredTensors
-
-logger = logging.getLogger(__name__)
 
 
 def can_read_sharded(model: PreTrainedModel, folder: Path) -> bool:
@@ -132,33 +129,6 @@ def _on_device(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
             else parameter.detach().to(device)
         )
     return nn.Parameter(moved, requires_grad=parameter.requires_grad)
-
-
-def check_fit(name: str, absent: list[str], unfit: list[str], unused: list[str]) -> None:
-    """Refuse weights that leave a part of the model random; mention what it doesn't use.
-
-    Args:
-        name: What to call the model.
-        absent: Tensors of the model that the files lack.
-        unfit: Those of another shape.
-        unused: Tensors of the files that the model lacks.
-
-    Raises:
-        UserError: Some are absent or unfit.
-    """
-    if absent or unfit:
-        what = "lack" if absent else "have other shapes than the configuration says for"
-        first = sorted(absent or unfit)[0]
-        raise UserError(
-            f"The weights of {name} {what} {len(absent or unfit)} of the model's tensors, "
-            f"such as {first}. Training would start from noise there.",
-            fix="check that config.json and the weights belong together",
-        )
-    if unused:
-        logger.warning(
-            "%s has %d tensors that the model doesn't use, such as %s; they won't be saved.",
-            name, len(unused), sorted(unused)[0],
-        )  # fmt: skip
 
 
 def _check(

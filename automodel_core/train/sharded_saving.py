@@ -88,12 +88,15 @@ class StagedModel:
         """
         together.do(lambda: self._write_parts(folder, together.rank))
         together.do(lambda: self._join_parts(folder, together))
-        if together.rank == 0:
-            shutil.rmtree(folder / PARTS)
-            self._write_index(folder)
-            save_all_but_weights(folder, model)
-            tokenizer.save_pretrained(folder)
-        together.do(lambda: None)
+
+        def finish() -> None:
+            if together.rank == 0:
+                shutil.rmtree(folder / PARTS)
+                self._write_index(folder)
+                save_all_but_weights(folder, model)
+                tokenizer.save_pretrained(folder)
+
+        together.do(finish)
 
     def _write_parts(self, folder: Path, rank: int) -> None:
         (folder / PARTS).mkdir(parents=True, exist_ok=True)

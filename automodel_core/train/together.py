@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -17,12 +18,15 @@ class Together:
     Attributes:
         rank: Of this process.
         size: How many there are.
+
+    Args:
+        timeout: How long a step waits for the slowest process; gloo's own limit if left out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: timedelta | None = None) -> None:
         if dist.is_initialized():
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
         else:
             self.rank, self.size = 0, 1
 

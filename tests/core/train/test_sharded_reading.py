@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from transformers import (
 from automodel_core.errors import UserError
 from automodel_core.train.deferred import DeferredInit
 from automodel_core.train.sharded_reading import can_read_sharded, read_sharded
-from tests.processes import Processes
+from tests.processes import AnonymousPeak, Processes
 from tests.sharding import (
     FSDP_2,
     FSDP_TP_4,
@@ -36,6 +35,7 @@ from tests.sharding import (
     odd_llama,
     on_meta,
     shard,
+    three_gigabytes,
 )
 
 CPU = torch.device("cpu")
@@ -53,18 +53,6 @@ CONFIGS = {
     "gemma2": Gemma2Config(**SMALL, head_dim=8),
     "gpt2": GPT2Config(vocab_size=101, n_embd=32, n_layer=2, n_head=4),
 }
-
-
-@pytest.fixture(scope="module")
-def two():
-    with Processes(2) as processes:
-        yield processes
-
-
-@pytest.fixture(scope="module")
-def four():
-    with Processes(4) as processes:
-        yield processes
 
 
 def saved(folder: Path, config, dtype=torch.float32, size="50KB") -> Path:
@@ -170,7 +158,9 @@ def rewrite(folder: Path, change) -> None:
 def test_missing_tensors_are_refused_by_name(tmp_path):
     folder = saved(tmp_path / "model", odd_llama(), size="1GB")
     rewrite(folder, lambda tensors: tensors.pop("model.norm.weight"))
-    with pytest.raises(UserError, match="lack 1 of the model's tensors, such as model.norm.weight"):
+    with pytest.raises(
+        UserError, match=r"lack 1 of the model's tensors, such as model.norm.weight"
+    ):
         read_sharded(on_meta(odd_llama()), folder, CPU)
 
 
@@ -221,44 +211,21 @@ def test_folders_without_safetensors_are_left_to_transformers(tmp_path):
     assert not can_read_sharded(on_meta(odd_llama()), tmp_path)
 
 
-def anonymous_bytes() -> int:
-    """Memory of this process that no file backs."""
-    status = Path("/proc/self/status").read_text().split("RssAnon:")[1]
-    return int(status.split()[0]) * 1024
-
-
 def reads_within_its_share(folder: Path) -> tuple[int, int, int]:
     """Peak of anonymous memory above what importing took; this shard; the largest tensor."""
-    import threading
-
-    gc.collect()
-    baseline, peak, done = anonymous_bytes(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, anonymous_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    config = LlamaConfig.from_pretrained(folder)
-    model = shard(on_meta(config, torch.bfloat16), FSDP_TP_4)
-    read_sharded(model, folder, CPU)
-    done.set()
-    watcher.join()
-    peak = max(peak, anonymous_bytes())
+    with AnonymousPeak() as peak:
+        config = LlamaConfig.from_pretrained(folder)
+        model = shard(on_meta(config, torch.bfloat16), FSDP_TP_4)
+        read_sharded(model, folder, CPU)
     dist.barrier()
     own = sum(p.to_local().nbytes for p in model.parameters())
-    return peak - baseline, own, max(p.nbytes for p in model.parameters())
+    return peak.bytes, own, max(p.nbytes for p in model.parameters())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_nobody_holds_more_than_twice_its_shard_of_three_gigabytes(tmp_path):
-    config = LlamaConfig(
-        vocab_size=32000, hidden_size=2048, intermediate_size=8192, num_hidden_layers=21,
-        num_attention_heads=16, num_key_value_heads=16,
-    )  # fmt: skip
+    config = three_gigabytes()
     folder = tmp_path / "model"
     zeros_of(config, folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
