@@ -31,7 +31,10 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for _, pipe in self._workers:
+            pipe.close()  # an idle one ends by itself
         for process, _ in self._workers:
+            process.join(2)
             process.kill()
             process.join()
         self._workers = []

@@ -158,9 +158,7 @@ def rewrite(folder: Path, change) -> None:
 def test_missing_tensors_are_refused_by_name(tmp_path):
     folder = saved(tmp_path / "model", odd_llama(), size="1GB")
     rewrite(folder, lambda tensors: tensors.pop("model.norm.weight"))
-    with pytest.raises(
-        UserError, match=r"lack 1 of the model's tensors, such as model.norm.weight"
-    ):
+    with pytest.raises(UserError, match=r"lack 1 of .* such as model.norm.weight"):
         read_sharded(on_meta(odd_llama()), folder, CPU)
 
 
