@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT = 120.0  # seconds for one task
+START_TIMEOUT = 240.0  # seconds to import PyTorch on a busy machine
 
 
 class Processes:
@@ -71,12 +72,16 @@ class Processes:
             process.start()
             theirs.close()
             self._workers.append((process, ours))
+        for process, pipe in self._workers:
+            assert pipe.poll(START_TIMEOUT), f"process {process.pid} didn't start"
+            pipe.recv()
 
 
 def _work(rank: int, size: int, meeting: str, pipe: Connection) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
     import torch.distributed as dist
+    import transformers  # noqa: F401 (so that tasks start at once)
 
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -86,6 +91,7 @@ def _work(rank: int, size: int, meeting: str, pipe: Connection) -> None:
         world_size=size,
         timeout=timedelta(seconds=TIMEOUT),
     )
+    pipe.send("ready")
     while True:
         try:
             task, args = pipe.recv()
