@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,11 +19,10 @@ from transformers import (
 )
 
 from automodel_core.errors import UserError
+from automodel_core.train.model_files import check_fit
 from automodel_models.generation_config import make_savable
 from automodel_models.quiet import quiet_transformers
 from automodel_models.remote_code import HOW_TO_TRUST
-
-logger = logging.getLogger(__name__)
 
 # How a folder that holds a tokenizer shows it. transformers makes an empty one of any other.
 TOKENIZER_FILES = (
@@ -106,7 +104,8 @@ def read_model(
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"The weights of {name} can't be read: {said[:300]}") from error
-    _check_report(name, report)
+    unfit = [key for key, *_ in report["mismatched_keys"]]
+    check_fit(name, report["missing_keys"], unfit, report["unexpected_keys"])
     _forget_quantizer(model)
     with quiet_transformers():
         make_savable(model.generation_config, name)
@@ -126,26 +125,6 @@ def _gguf_options(gguf_file: str) -> dict[str, Any]:
     if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     return options
-
-
-def _check_report(name: str, report: dict[str, Any]) -> None:
-    """Refuse weights that leave a part of the model random; mention what it doesn't use."""
-    absent = sorted(report["missing_keys"])
-    unfit = sorted(key for key, *_ in report["mismatched_keys"])
-    if absent or unfit:
-        what = "lack" if absent else "have other shapes than the configuration says for"
-        first = (absent or unfit)[0]
-        raise UserError(
-            f"The weights of {name} {what} {len(absent or unfit)} of the model's tensors, "
-            f"such as {first}. Training would start from noise there.",
-            fix="check that config.json and the weights belong together",
-        )
-    unused = sorted(report["unexpected_keys"])
-    if unused:
-        logger.warning(
-            "%s has %d tensors that the model doesn't use, such as %s; they won't be saved.",
-            name, len(unused), unused[0],
-        )  # fmt: skip
 
 
 def _forget_quantizer(model: PreTrainedModel) -> None:
