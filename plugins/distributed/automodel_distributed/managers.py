@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import attrs
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
@@ -23,9 +22,11 @@ from automodel_core.protocols import Precision, Sizes
 from automodel_distributed.clipping import clip_gradients
 from automodel_distributed.data_parallel import replicate
 from automodel_distributed.fully_sharded import as_forward, set_reduction, shard
+from automodel_distributed.meshes import copies_and_shards_of, shards_of
 from automodel_distributed.recompute import check_activation_checkpointing, checkpoint_activations
-from automodel_distributed.replicated import sum_gradients
 from automodel_distributed.sizes import check_size, mesh_sizes
+from automodel_distributed.tensor_parallel import parallelize_layers
+from automodel_distributed.unsharded import Groups, sum_gradients
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ class DDPManager:
         return run
 
     def gradient_divisor(self, mesh: DeviceMesh) -> int:
-        return mesh["dp_replicate"].size()
+        return mesh.size()
 
     def micro_batch(self, model: nn.Module, *, last: bool) -> AbstractContextManager[object]:
         if last or not isinstance(model, DistributedDataParallel):
@@ -86,6 +87,8 @@ class FSDP2Manager:
         tp_size: Ranks that share every layer (tensor parallelism).
         cp_size: Ranks that share every sequence (context parallelism).
         sequence_parallel: Also share norms and dropout over the tensor-parallel ranks.
+        tp_plan: How linear layers are cut for tensor parallelism, `{pattern: colwise | rowwise}`;
+            patterns match whole dotted names. Left out, the plan for the model's kind is used.
         reshard_after_forward: Free each layer after its forward pass and gather it again in the
             backward pass; false needs more memory and sends less.
         cpu_offload: Keep parameters, gradients and optimizer state in the host's memory.
@@ -98,25 +101,26 @@ class FSDP2Manager:
     tp_size: int = 1
     cp_size: int = 1
     sequence_parallel: bool = False
+    tp_plan: dict[str, str] | None = None
     reshard_after_forward: bool = True
     cpu_offload: bool = False
     activation_checkpointing: str | dict[str, int] = "none"
 
     _summed: list[nn.Parameter] = attrs.field(init=False, factory=list, eq=False, repr=False)
-    _groups: list[dist.ProcessGroup] = attrs.field(init=False, factory=list, eq=False, repr=False)
+    _groups: Groups = attrs.field(init=False, default=(), eq=False, repr=False)
     _sharded: bool = attrs.field(init=False, default=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         for name in ("dp_size", "dp_replicate_size", "tp_size", "cp_size"):
             check_size(name, getattr(self, name))
         check_activation_checkpointing(self.activation_checkpointing)
-        if self.sequence_parallel and self.tp_size == 1:
-            raise UserError(
-                "sequence_parallel shares norms over the ranks of tensor parallelism, "
-                "and tp_size is 1.",
-                fix="write sequence_parallel: false, or a tp_size above 1",
-                argument="sequence_parallel",
-            )
+        for argument in ("sequence_parallel", "tp_plan"):
+            if getattr(self, argument) and self.tp_size == 1:
+                raise UserError(
+                    f"{argument} belongs to tensor parallelism, and tp_size is 1.",
+                    fix="leave it out, or write a tp_size above 1",
+                    argument=argument,
+                )
 
     def sizes(self, world_size: int) -> Sizes:
         return mesh_sizes(
@@ -131,25 +135,25 @@ class FSDP2Manager:
         self, model: PreTrainedModel, mesh: DeviceMesh, precision: Precision
     ) -> nn.Module:
         checkpoint_activations(model, self.activation_checkpointing)
-        copies, shards = mesh["dp_replicate"].size(), mesh["dp_shard_cp"].size()
-        if copies * shards == 1:
-            return model
-        self._sharded = shards > 1
-        if precision.frozen is not None:
+        copies, shards = mesh["dp_replicate"], shards_of(mesh)
+        spread = copies.size() * shards.size() > 1
+        if mesh["tp"].size() > 1:
+            parallelize_layers(
+                model, mesh["tp"], self.tp_plan, sequence_parallel=self.sequence_parallel
+            )
+        if mesh.size() > 1 and (precision.frozen is not None or not spread):
             self._summed = [p for p in model.parameters() if p.requires_grad]
-            self._groups = [
-                mesh[dim].get_group()
-                for dim in ("dp_shard_cp", "dp_replicate")
-                if mesh[dim].size() > 1
-            ]
-        shard(
-            model,
-            mesh["dp_replicate", "dp_shard_cp"] if copies > 1 else mesh["dp_shard_cp"],
-            precision,
-            replicated=self._summed,
-            reshard_after_forward=self.reshard_after_forward,
-            cpu_offload=self.cpu_offload,
-        )
+            self._groups = tuple(each.get_group() for each in (shards, copies) if each.size() > 1)
+        if spread:
+            self._sharded = shards.size() > 1
+            shard(
+                model,
+                copies_and_shards_of(mesh),
+                precision,
+                replicated=self._summed,
+                reshard_after_forward=self.reshard_after_forward,
+                cpu_offload=self.cpu_offload,
+            )
         return model
 
     def one_pass(self, model: nn.Module, compute: Callable[..., T]) -> Callable[..., T]:
@@ -163,7 +167,7 @@ class FSDP2Manager:
         if isinstance(model, FSDPModule):
             set_reduction(model, last=last, sharded=self._sharded)
         yield
-        if last and self._groups:
+        if last and self._summed:
             sum_gradients(self._summed, self._groups)
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float | None) -> torch.Tensor:

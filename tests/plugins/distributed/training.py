@@ -86,8 +86,8 @@ class Trained:
 
 
 def build_model(case: Case) -> transformers.PreTrainedModel:
-    config = getattr(transformers, f"{case.family}Config", None) or getattr(
-        transformers, f"{case.family}TextConfig"
+    config = getattr(transformers, f"{case.family}TextConfig", None) or getattr(
+        transformers, f"{case.family}Config"
     )
     torch.manual_seed(0)
     model = getattr(transformers, f"{case.family}ForCausalLM")(config(**(SMALL | case.config)))
@@ -162,9 +162,9 @@ def train_spread(case: Case, manager: str, options: dict[str, Any]) -> Trained:
     )
     spread = manager.parallelize(model, mesh, precision)
     compute = loss_of(case, manager, model, spread)
-    ranks = mesh["dp_replicate"].size() * mesh["dp_shard_cp"].size()
-    rank = mesh["dp_replicate"].get_local_rank() * mesh["dp_shard_cp"].size()
-    rank += mesh["dp_shard_cp"].get_local_rank()
+    ranks = mesh["dp_replicate"].size() * mesh["dp_shard"].size()
+    rank = mesh["dp_replicate"].get_local_rank() * mesh["dp_shard"].size()
+    rank += mesh["dp_shard"].get_local_rank()
 
     optimizer = optimizer_for(model)
     losses, norms = [], []
@@ -212,7 +212,7 @@ def build_mesh(sizes: Sizes) -> DeviceMesh:
 def summed(value: torch.Tensor, mesh: DeviceMesh) -> float:
     """Over the ranks that have other samples."""
     value = value.clone()
-    for dim in ("dp_replicate", "dp_shard_cp"):
+    for dim in ("dp_replicate", "dp_shard"):
         dist.all_reduce(value, group=mesh[dim].get_group())
     return value.item()
 
