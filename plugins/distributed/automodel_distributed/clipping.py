@@ -52,13 +52,16 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
 
 
 def local_part(gradient: torch.Tensor) -> tuple[torch.Tensor, Holders]:
-    """This rank's part of a gradient, sharing its memory, and who holds the other parts."""
+    """This rank's part of a gradient, sharing its memory, and who holds the other parts.
+
+    What isn't replicated is sharded: a tensor cut twice along one dim doesn't call itself `Shard`.
+    """
     if not isinstance(gradient, DTensor):
         return gradient, ()
     mesh = gradient.device_mesh
     holders = tuple(
         mesh.get_group(dim)
         for dim, placement in enumerate(gradient.placements)
-        if placement.is_shard() and mesh.size(dim) > 1
+        if not placement.is_replicate() and mesh.size(dim) > 1
     )
     return gradient.to_local(), holders

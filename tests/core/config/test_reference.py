@@ -29,9 +29,6 @@ VLM_COLLATE = (
 # Block -> the line and message of each refusal. A block that isn't here has no problem.
 REFUSED = {
     "model_vlm": [(2, VLM)],
-    "distributed_nvfsdp": [
-        (2, "`nemo_automodel.components.distributed.nvfsdp.NvFSDPManager` isn't available yet.")
-    ],
     "dataset_vlm": [(2, MEDPIX), (7, MEDPIX)],
     "dataloader": [(13, VLM_COLLATE)],
     "freeze_config": [(1, FREEZE)],

@@ -90,7 +90,7 @@ def build_model(case: Case) -> transformers.PreTrainedModel:
         transformers, f"{case.family}Config"
     )
     torch.manual_seed(0)
-    model = getattr(transformers, f"{case.family}ForCausalLM")(config(**(SMALL | case.config)))
+    model = transformers.AutoModelForCausalLM.from_config(config(**(SMALL | case.config)))
     model = model.to(case.dtype).train()
     for name, parameter in model.named_parameters():
         if case.frozen and case.frozen in name:
