@@ -274,7 +274,13 @@ class ParallelManager(Protocol):
 
     The mesh has the dims of Sizes, all four, some of them of size 1, and `dp_shard_cp`, which is
     `dp_shard` and `cp` flattened.
+
+    Attributes:
+        sequence_multiple: The rows of a micro-batch must be padded to a multiple of this; 1 unless
+            the manager deals positions to ranks.
     """
+
+    sequence_multiple: int
 
     def sizes(self, world_size: int) -> Sizes:
         """How that many processes are used.

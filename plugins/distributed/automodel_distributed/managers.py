@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import attrs
 import torch
@@ -41,6 +41,8 @@ class DDPManager:
     """
 
     activation_checkpointing: str | dict[str, int] = "none"
+
+    sequence_multiple: ClassVar[int] = 1
 
     def __attrs_post_init__(self) -> None:
         check_activation_checkpointing(self.activation_checkpointing)
@@ -121,6 +123,10 @@ class FSDP2Manager:
                     fix="leave it out, or write a tp_size above 1",
                     argument=argument,
                 )
+
+    @property
+    def sequence_multiple(self) -> int:
+        return self.tp_size if self.sequence_parallel else 1
 
     def sizes(self, world_size: int) -> Sizes:
         return mesh_sizes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import attrs
 import torch
@@ -43,6 +43,8 @@ class NvFSDPManager:
     tp_size: int = 1
     cp_size: int = 1
     activation_checkpointing: str | dict[str, int] = "none"
+
+    sequence_multiple: ClassVar[int] = 1
 
     _stepped: bool = attrs.field(init=False, default=False, eq=False, repr=False)
 

@@ -82,6 +82,8 @@ def _recomputed(
     @functools.wraps(forward)
     def recomputed(*inputs: Any, **named: Any) -> Any:
         if layer.training and torch.is_grad_enabled():
+            if "past_key_values" in named:  # computing again would add to a cache again
+                named["past_key_values"] = None
             return checkpoint(forward, *inputs, **options, **named)
         return forward(*inputs, **named)
 
