@@ -12,7 +12,7 @@ with the arguments of its YAML section:
     optimizers     `automodel.optimizers`    a torch.optim.Optimizer; called with the parameters
     dataloaders    `automodel.dataloaders`   an iterable loader; called with the dataset first
     rng            `automodel.rng`           a StatefulRNG
-    distributed    `automodel.distributed`   a parallel manager
+    distributed    `automodel.distributed`   a ParallelManager
     loggers        `automodel.loggers`       a Logger
 
 A target that declares a parameter with one of the names in SUPPLIED, and whose YAML leaves it out,
@@ -21,15 +21,19 @@ is given it by the engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.processing_utils import ProcessorMixin
+
+T = TypeVar("T")
 
 # What the engine gives to any target that asks for it by parameter name.
 SUPPLIED: Mapping[str, str] = {
@@ -267,6 +271,109 @@ class Adapter(Protocol):
 
         Raises:
             UserError: The folder holds something that doesn't fit the model.
+        """
+        ...
+
+
+class Sizes(NamedTuple):
+    """How many ranks share what; the product is the number of processes.
+
+    Attributes:
+        dp_replicate: Copies of the model; each is given other samples.
+        dp_shard: Ranks that share the parameters of a copy; each is given other samples.
+        cp: Ranks that share every sequence (context parallelism); parameters are spread over them
+            as over `dp_shard`.
+        tp: Ranks that share every layer (tensor parallelism) and see the same samples.
+    """
+
+    dp_replicate: int
+    dp_shard: int
+    cp: int
+    tp: int
+
+
+class Precision(Protocol):
+    """The dtypes of a run, as far as a manager needs to know them.
+
+    Attributes:
+        parameters: Of what trains, of its gradients and of their reduction.
+        compute: Of matrix products.
+        frozen: Of the model if only adapters train; None if it trains itself.
+        weights: Of the model's own weights.
+    """
+
+    parameters: torch.dtype
+    compute: torch.dtype
+    frozen: torch.dtype | None
+
+    @property
+    def weights(self) -> torch.dtype: ...
+
+
+class ParallelManager(Protocol):
+    """Spreads a run over processes. One manager serves one run.
+
+    The engine builds the mesh from `sizes` and deals the samples; the manager makes the model
+    train on it, with the gradient of the sum of all ranks' losses. In one process it does nothing,
+    at no cost.
+
+    The mesh has the dims of Sizes, all four, some of them of size 1, and `dp_shard_cp`, which is
+    `dp_shard` and `cp` flattened.
+
+    Attributes:
+        sequence_multiple: The rows of a micro-batch must be padded to a multiple of this; 1 unless
+            the manager deals positions to ranks.
+    """
+
+    sequence_multiple: int
+
+    def sizes(self, world_size: int) -> Sizes:
+        """How that many processes are used.
+
+        Raises:
+            UserError: The sizes don't multiply to `world_size`; the message has the arithmetic.
+        """
+        ...
+
+    def parallelize(
+        self, model: PreTrainedModel, mesh: DeviceMesh, precision: Precision
+    ) -> torch.nn.Module:
+        """Spread the model, in place or in a wrapper around it. Its parameters keep their names
+        in the model itself, though they may become other objects (DTensors).
+
+        Called once, after freezing and adapters and before the optimizer. Parameters may be on the
+        meta device if the manager shards them.
+
+        Raises:
+            UserError: The model can't be spread in this way, with the reason.
+        """
+        ...
+
+    def one_pass(self, model: torch.nn.Module, compute: Callable[..., T]) -> Callable[..., T]:
+        """`compute` as one forward pass of what `parallelize` returned.
+
+        For losses that call parts of the model apart, such as its backbone and then its head on a
+        chunk of the tokens at a time: all parameters are at hand while `compute` runs, and the
+        gradient of each is reduced once. What it returns must be what backward starts from.
+        """
+        ...
+
+    def gradient_divisor(self, mesh: DeviceMesh) -> int:
+        """What the reduction divides the sum of the ranks' gradients by; the engine multiplies the
+        loss by it, exactly once."""
+        ...
+
+    def micro_batch(self, model: torch.nn.Module, *, last: bool) -> AbstractContextManager[object]:
+        """The context of one micro-batch's forward and backward passes. After a step's `last`, the
+        gradients are those of all ranks together; before it they need not be."""
+        ...
+
+    def clip(
+        self, parameters: Iterable[torch.nn.Parameter], max_norm: float | None
+    ) -> torch.Tensor:
+        """The 2-norm of the whole model's gradient, a scalar that is equal on all ranks.
+
+        Gradients are scaled down in place where it is above `max_norm`, unless that is None.
         """
         ...
 

@@ -55,7 +55,8 @@ class _AddLowRank(torch.autograd.Function):
         ctx.dropout, ctx.compute = dropout, output.dtype
         rows, _ = _rows_and_mask(x, seed, dropout, output.dtype)
         with torch.autocast(output.device.type, enabled=False):
-            reduced = (rows @ a.to(output.dtype).t()).mul_(scale)
+            # Not in place: selective activation checkpointing may keep the product.
+            reduced = (rows @ a.to(output.dtype).t()) * scale
             flat = output.reshape(-1, output.shape[-1])
             total = torch.addmm(flat, reduced, b.to(output.dtype).t())
         return total.view(output.shape)

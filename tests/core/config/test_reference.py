@@ -41,9 +41,6 @@ REFUSED = {
         (6, "`use_sdpa_patching` can't be true."),
     ],
     "model_vlm": [(2, VLM)],
-    "distributed_nvfsdp": [
-        (2, "`nemo_automodel.components.distributed.nvfsdp.NvFSDPManager` isn't available yet.")
-    ],
     "dataset_vlm": [(2, MEDPIX), (7, MEDPIX)],
     "dataloader": [(13, VLM_COLLATE)],
     "freeze_config": [(1, FREEZE)],

@@ -152,7 +152,6 @@ def test_a_name_of_another_kind_says_so(check):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("nemo_automodel.components.distributed.nvfsdp.NvFSDPManager", "distributed"),
         ("nemo_automodel.NeMoAutoModelForImageTextToText.from_pretrained", "models"),
         ("nemo_automodel.components.datasets.vlm.datasets.make_cord_v2_dataset", "datasets"),
     ],

@@ -1,27 +1,56 @@
-"""Sizes of one are plain one process; anything else is refused by name."""
+"""The sizes of a mesh, what is refused, and that one process pays nothing."""
 
 import pytest
+import torch
 
 from automodel_core.errors import UserError
+from automodel_core.protocols import Sizes
+from automodel_core.train.precision import PrecisionPlan
 from automodel_distributed.managers import DDPManager, FSDP2Manager
+from tests.plugins.distributed.training import Case, build_model
+
+NAMES = ["dp_size", "dp_replicate_size", "tp_size", "cp_size"]
 
 
 def test_the_references_example_is_one_process():
     sizes = {"dp_size": None, "dp_replicate_size": 1, "tp_size": 1, "cp_size": 1}
     assert FSDP2Manager(**sizes, sequence_parallel=False) == FSDP2Manager()
-    assert FSDP2Manager(dp_size=1).dp_size == 1
-    DDPManager()
+    assert FSDP2Manager(dp_size=1).sizes(1) == Sizes(1, 1, 1, 1)
+    assert DDPManager().sizes(1) == Sizes(1, 1, 1, 1)
 
 
-@pytest.mark.parametrize("name", ["dp_size", "dp_replicate_size", "tp_size", "cp_size"])
-@pytest.mark.parametrize("size", [2, 8])
-def test_larger_sizes_are_not_available_yet(name, size):
-    with pytest.raises(UserError, match=f"{name}: {size} isn't available yet") as refused:
-        FSDP2Manager(**{name: size})
-    assert refused.value.argument == name
+@pytest.mark.parametrize(
+    ("world_size", "options", "expected"),
+    [
+        (8, {}, Sizes(1, 8, 1, 1)),
+        (8, {"dp_size": 8, "dp_replicate_size": 2}, Sizes(2, 4, 1, 1)),
+        (8, {"dp_replicate_size": 8}, Sizes(8, 1, 1, 1)),
+        (8, {"tp_size": 2}, Sizes(1, 4, 1, 2)),
+        (8, {"tp_size": 2, "cp_size": 2, "dp_replicate_size": 2}, Sizes(2, 1, 2, 2)),
+    ],
+)
+def test_ranks_left_over_are_data_parallel(world_size, options, expected):
+    assert FSDP2Manager(**options).sizes(world_size) == expected
 
 
-@pytest.mark.parametrize("name", ["dp_size", "dp_replicate_size", "tp_size", "cp_size"])
+@pytest.mark.parametrize(
+    ("world_size", "options", "message", "argument"),
+    [
+        (8, {"dp_size": 4}, "dp_size 4 x tp_size 1 x cp_size 1 = 4 ranks.*8 processes", "dp_size"),
+        (1, {"tp_size": 2}, "tp_size 2 x cp_size 1 = 2 ranks.*1 process of", "tp_size"),
+        (6, {"cp_size": 4}, "tp_size 1 x cp_size 4 = 4 ranks.*6 processes", "cp_size"),
+        (8, {"dp_replicate_size": 3}, "8 / 3 leaves a rest of 2", "dp_replicate_size"),
+    ],
+)
+def test_sizes_that_do_not_multiply_to_the_world_are_refused_with_the_arithmetic(
+    world_size, options, message, argument
+):
+    with pytest.raises(UserError, match=message) as refused:
+        FSDP2Manager(**options).sizes(world_size)
+    assert refused.value.argument == argument
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [0, -1])
 def test_sizes_below_one_make_no_sense(name, size):
     with pytest.raises(UserError, match="counts ranks") as refused:
@@ -33,3 +62,38 @@ def test_sequence_parallel_needs_tensor_parallelism():
     with pytest.raises(UserError, match="tensor parallelism") as refused:
         FSDP2Manager(sequence_parallel=True)
     assert refused.value.argument == "sequence_parallel"
+
+
+@pytest.mark.parametrize("choice", ["most", {"every": 0}, {"each": 2}, {"every": True}])
+@pytest.mark.parametrize("manager", [DDPManager, FSDP2Manager])
+def test_an_unknown_way_of_checkpointing_is_refused(manager, choice):
+    with pytest.raises(UserError, match="activation_checkpointing can't be") as refused:
+        manager(activation_checkpointing=choice)
+    assert refused.value.argument == "activation_checkpointing"
+
+
+def one_process(manager):
+    """What the managers do to a model in a group of one rank."""
+    from tests.plugins.distributed.training import build_mesh
+
+    manager = {"ddp": DDPManager, "fsdp2": FSDP2Manager}[manager]()
+    model = build_model(Case())
+    before = (type(model), list(model.parameters()), len(model._forward_hooks))
+    mesh = build_mesh(manager.sizes(1))
+    spread = manager.parallelize(
+        model, mesh, PrecisionPlan(torch.float32, torch.bfloat16, False, "")
+    )
+    compute = len
+    return (
+        spread is model,
+        before[0] is type(model),
+        all(x is y for x, y in zip(before[1], model.parameters(), strict=True)),
+        before[2] == len(model._forward_hooks),
+        manager.one_pass(spread, compute) is compute,
+        manager.gradient_divisor(mesh) == 1,
+    )
+
+
+@pytest.mark.parametrize("manager", ["ddp", "fsdp2"])
+def test_one_process_leaves_the_model_as_it_is(one_rank, manager):
+    assert all(one_rank.run(one_process, manager)[0])

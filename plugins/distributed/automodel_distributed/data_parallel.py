@@ -1,0 +1,38 @@
+"""DDP: a copy of the model on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Replica(nn.Module):
+    """What DDP wraps: a model that is called as it is, or through a function that calls its parts.
+
+    DDP only sees what goes through its own forward; a loss on hidden states calls the backbone and
+    the head apart.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any, compute: Callable[..., Any] | None = None, **named: Any) -> Any:
+        return (compute or self.model)(*inputs, **named)
+
+
+def replicate(model: nn.Module, group: Any) -> DistributedDataParallel:
+    """Sum gradients in buckets while the backward pass goes on.
+
+    Gradients are views of the buckets, which saves a copy of them. Buffers are left alone: those of
+    language models are constants, and a broadcast would overwrite what a rank counts for itself.
+    """
+    return DistributedDataParallel(
+        Replica(model),
+        process_group=group,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )

@@ -1,0 +1,125 @@
+"""FSDP2: parameters, gradients and optimizer state spread over ranks, gathered a layer at a time.
+
+`torch.distributed.fsdp.fully_shard` does the work. A unit, what is gathered at once, is a layer of
+the model; embeddings, final norm and output embeddings make up one more, so tied weights are in one
+unit and losses that call the head apart find it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from transformers import PreTrainedModel
+
+from automodel_core.protocols import Precision
+from automodel_distributed.layers import layer_lists
+
+T = TypeVar("T")
+
+
+def shard(
+    model: PreTrainedModel,
+    mesh: DeviceMesh,
+    precision: Precision,
+    *,
+    replicated: Sequence[nn.Parameter],
+    reshard_after_forward: bool | int | None,
+    cpu_offload: bool,
+) -> None:
+    """Make a model an FSDPModule, in place.
+
+    Gradients become the sum over all ranks of the mesh, reduced in float32.
+
+    Args:
+        model: May be on the meta device.
+        mesh: One dim to shard over, or two: to replicate over and to shard over.
+        precision: Layers are gathered in its `compute`.
+        replicated: Parameters to leave alone.
+        reshard_after_forward: Whether layers are freed after the forward pass and gathered again
+            in the backward pass; a number frees all but a part of that many ranks; None frees.
+        cpu_offload: Parameters, gradients and optimizer state stay in the host's memory.
+    """
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": _mixed_precision(precision),
+        "offload_policy": offload if cpu_offload else OffloadPolicy(),
+        "ignored_params": set(replicated),
+    }
+    stacks = layer_lists(model)
+    for layer in (layer for layers in stacks for layer in layers):
+        fully_shard(layer, reshard_after_forward=reshard_after_forward, **options)
+    # Never freed between the passes: the head's backward comes right after its forward.
+    fully_shard(model, reshard_after_forward=False, **options)
+    _prefetch(model, stacks)
+    for module in fsdp_modules(model):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+    model.register_forward_hook(_free_after_evaluation)
+
+
+def fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:
+    """Every unit, the whole model's first."""
+    return (module for module in model.modules() if isinstance(module, FSDPModule))
+
+
+def set_reduction(model: FSDPModule, *, last: bool, sharded: bool) -> None:
+    """What the next backward pass reduces.
+
+    Gradients are summed over shards in every backward pass: kept whole until the last one, they
+    would need the memory of the whole model. The sum over copies is left to the last.
+    """
+    model.set_is_last_backward(last)
+    if sharded:
+        model.set_requires_all_reduce(last)
+    else:
+        model.set_requires_gradient_sync(last)
+
+
+def as_forward(model: FSDPModule, compute: Callable[..., T]) -> Callable[..., T]:
+    """`compute` between the hooks that a forward pass of the whole model runs."""
+    model._automodel_pass = compute
+    register_fsdp_forward_method(model, "_automodel_pass")
+
+    def run(*inputs: Any, **named: Any) -> T:
+        output = model._automodel_pass(*inputs, **named)
+        return _free_after_evaluation(model, inputs, output)
+
+    return run
+
+
+def _free_after_evaluation(model: FSDPModule, _: Any, output: Any) -> Any:
+    """Without a backward pass to do it, the embeddings and the head would stay gathered, and be
+    seen so by whoever saves."""
+    if not torch.is_grad_enabled():
+        model.reshard()
+    return output
+
+
+def _mixed_precision(precision: Precision) -> MixedPrecisionPolicy:
+    differs = precision.compute != precision.weights
+    return MixedPrecisionPolicy(
+        param_dtype=precision.compute if differs else None, reduce_dtype=torch.float32
+    )
+
+
+def _prefetch(model: FSDPModule, stacks: Sequence[Sequence[FSDPModule]]) -> None:
+    """Gather a layer while the one before computes, even if the CPU is behind."""
+    for layers in stacks:
+        for layer, following in pairwise(layers):
+            layer.set_modules_to_forward_prefetch([following])
+    if len(stacks) == 1:  # with several, such as a vision tower's, a batch may not need them all
+        model.set_modules_to_forward_prefetch([stacks[0][0]])

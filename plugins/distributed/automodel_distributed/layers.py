@@ -1,0 +1,25 @@
+"""The repeated layers of a model: what is sharded, gathered and recomputed one at a time."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def layer_lists(model: PreTrainedModel) -> list[list[nn.Module]]:
+    """The stacks of layers of a model, each in the order in which it runs.
+
+    A stack is a ModuleList of the modules that the model says may not be split over devices
+    (`_no_split_modules`); where it says nothing, any ModuleList that is in no other one.
+    """
+    unsplit = set(model._no_split_modules or ())
+    found: list[list[nn.Module]] = []
+    inside: set[int] = set()
+    for module in model.modules():
+        if not isinstance(module, nn.ModuleList) or id(module) in inside:
+            continue
+        layers = [each for each in module if not unsplit or type(each).__name__ in unsplit]
+        if layers:
+            found.append(layers)
+            inside.update(id(part) for part in module.modules())
+    return found

@@ -1,0 +1,98 @@
+"""Activation checkpointing (Chen et al. 2016, https://arxiv.org/abs/1604.06174): layers forget what
+they computed and compute it again when the backward pass comes to them.
+
+PyTorch's wrapper module for this would put itself into every parameter's name. Here the layer's own
+`forward` is replaced, so that names stay, and hooks (FSDP2's are some) run outside and once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+from transformers import PreTrainedModel
+
+from automodel_core.errors import UserError
+from automodel_distributed.layers import layer_lists
+
+MODES = ("none", "full", "selective")
+
+# What `selective` keeps: the results that are dear to compute. The rest of a layer is element-wise.
+_aten = torch.ops.aten
+KEPT = {
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.bmm.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+
+
+def check_activation_checkpointing(choice: str | Mapping[str, int]) -> None:
+    """Refuse what `activation_checkpointing` can't be.
+
+    Raises:
+        UserError: It is neither a mode nor `{every: n}`.
+    """
+    if isinstance(choice, str) and choice in MODES:
+        return
+    if isinstance(choice, Mapping) and set(choice) == {"every"}:
+        every = choice["every"]
+        if isinstance(every, int) and not isinstance(every, bool) and every >= 1:
+            return
+    raise UserError(
+        f"activation_checkpointing can't be {choice}.",
+        fix="write none, full, selective, or {every: 2} for every second layer",
+        argument="activation_checkpointing",
+    )
+
+
+def checkpoint_activations(model: PreTrainedModel, choice: str | Mapping[str, int]) -> None:
+    """Make the layers of a model recompute, in training only.
+
+    Args:
+        model: Its layers are found by `layer_lists`.
+        choice: "full" recomputes every layer; "selective" keeps matrix products and attention;
+            `{"every": n}` recomputes the first of every n layers whole.
+    """
+    if choice == "none":
+        return
+    every = choice["every"] if isinstance(choice, Mapping) else 1
+    options: dict[str, Any] = {"use_reentrant": False}
+    if choice == "selective":
+        options["context_fn"] = _keep_dear_results
+    for layers in layer_lists(model):
+        for layer in layers[::every]:
+            layer.forward = _recomputed(layer, layer.forward, options)
+
+
+def _recomputed(
+    layer: nn.Module, forward: Callable[..., Any], options: Mapping[str, Any]
+) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def recomputed(*inputs: Any, **named: Any) -> Any:
+        if layer.training and torch.is_grad_enabled():
+            if "past_key_values" in named:  # computing again would add to a cache again
+                named["past_key_values"] = None
+            return checkpoint(forward, *inputs, **options, **named)
+        return forward(*inputs, **named)
+
+    return recomputed
+
+
+def _keep_dear_results() -> tuple[Any, Any]:
+    return create_selective_checkpoint_contexts(_whether_to_keep)
+
+
+def _whether_to_keep(_: Any, operation: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE

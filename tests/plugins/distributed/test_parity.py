@@ -1,0 +1,82 @@
+"""Losses, gradient norms and weights over many ranks are those of one process.
+
+float32 and no dropout; every row of a batch supervises another number of tokens, so the ranks do.
+"""
+
+import functools
+
+import attrs
+import pytest
+import torch
+
+from tests.plugins.distributed.training import Case, train_alone, train_spread
+
+CASES = {
+    "full": Case(),
+    "tied": Case(config={"tie_word_embeddings": True}),
+    "chunked": Case(chunked=True),
+    "tied chunked": Case(chunked=True, config={"tie_word_embeddings": True}),
+    "frozen embeddings": Case(frozen="embed_tokens"),
+    "lora": Case(adapters={"dim": 4, "alpha": 8}),
+    "lora chunked": Case(adapters={"dim": 4, "alpha": 8}, chunked=True),
+}
+DDP = ("DDPManager", {})
+FSDP2 = ("FSDP2Manager", {})
+WAYS_ON_TWO = {
+    "ddp": DDP,
+    "fsdp2": FSDP2,
+    "fsdp2 kept": ("FSDP2Manager", {"reshard_after_forward": False}),
+    "copies": ("FSDP2Manager", {"dp_replicate_size": 2}),
+    "offload": ("FSDP2Manager", {"cpu_offload": True}),
+}
+WAYS_ON_FOUR = {
+    "ddp": DDP,
+    "fsdp2": FSDP2,
+    "hsdp": ("FSDP2Manager", {"dp_replicate_size": 2}),
+}
+
+
+@functools.cache
+def alone(name):
+    """Chunking changes nothing but memory, so the referee knows nothing of it."""
+    return train_alone(CASES[name])
+
+
+def assert_same(ranks, expected):
+    """Equal on every rank, and equal to one process."""
+    for rank in ranks:
+        assert rank.losses == pytest.approx(expected.losses, rel=1e-5)
+        assert rank.norms == pytest.approx(expected.norms, rel=1e-5)
+        assert rank.evaluation == pytest.approx(expected.evaluation, rel=1e-5)
+        assert rank.state.keys() == expected.state.keys()
+        for name, tensor in rank.state.items():
+            torch.testing.assert_close(tensor, expected.state[name], rtol=1e-3, atol=1e-4)
+    assert len({tuple(rank.norms) for rank in ranks}) == 1
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+def test_two_ranks_train_as_one(two_ranks, way, case):
+    assert_same(two_ranks.run(train_spread, CASES[case], *WAYS_ON_TWO[way]), alone(case))
+
+
+@pytest.mark.parametrize("case", ["tied", "lora"])
+@pytest.mark.parametrize("way", ["fsdp2 kept", "copies", "offload"])
+def test_the_options_of_fsdp2_change_no_number(two_ranks, way, case):
+    assert_same(two_ranks.run(train_spread, CASES[case], *WAYS_ON_TWO[way]), alone(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("way", WAYS_ON_FOUR)
+def test_four_ranks_train_as_one(four_ranks, way, case):
+    assert_same(four_ranks.run(train_spread, CASES[case], *WAYS_ON_FOUR[way]), alone(case))
+
+
+@pytest.mark.parametrize("way", ["DDPManager", "FSDP2Manager"])
+@pytest.mark.parametrize("choice", ["full", "selective", {"every": 2}])
+@pytest.mark.parametrize("case", ["tied chunked", "lora"])
+def test_recomputed_activations_change_no_number(two_ranks, way, choice, case):
+    options = {"activation_checkpointing": choice}
+    short = attrs.evolve(CASES[case], steps=4)
+    assert_same(two_ranks.run(train_spread, short, way, options), train_alone(short))

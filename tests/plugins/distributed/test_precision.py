@@ -1,0 +1,85 @@
+"""What is held, gathered and reduced in which dtype, and by which name."""
+
+import attrs
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from automodel_core.train.precision import PrecisionPlan
+from automodel_distributed.managers import FSDP2Manager
+from tests.plugins.distributed.training import (
+    Case,
+    build_mesh,
+    build_model,
+    loss_sum,
+    micro_batch,
+    train_alone,
+    train_spread,
+)
+
+LORA = {"dim": 4, "alpha": 8}
+
+
+@pytest.mark.parametrize("way", ["DDPManager", "FSDP2Manager"])
+def test_float32_adapters_train_beside_a_bfloat16_model(two_ranks, way):
+    case = Case(adapters=LORA, dtype=torch.bfloat16, steps=8)
+    alone = train_alone(case)
+    for rank in two_ranks.run(train_spread, case, way, {}):
+        assert rank.losses == pytest.approx(alone.losses, rel=5e-3)
+        assert rank.norms == pytest.approx(alone.norms, rel=5e-2)
+        assert {tensor.dtype for tensor in rank.state.values()} == {torch.float32}
+
+
+def spread_out(case, options, precision):
+    """A model after one step's passes: what each parameter is, and the loss."""
+    manager = FSDP2Manager(**options)
+    mesh = build_mesh(manager.sizes(dist.get_world_size()))
+    model = build_model(case)
+    names, state_names = [n for n, _ in model.named_parameters()], list(model.state_dict())
+    manager.parallelize(model, mesh, precision)
+    inputs, labels = micro_batch(case, 0, 0)
+    rank = dist.get_rank()
+    with manager.micro_batch(model, last=True):
+        loss = loss_sum(model(input_ids=inputs[rank::2]).logits, labels[rank::2])
+        loss.backward()
+    with torch.no_grad():
+        logits = model(input_ids=inputs[rank::2]).logits
+    found = [
+        (
+            isinstance(p, DTensor),
+            p.requires_grad,
+            p.dtype,
+            p.grad.dtype if p.requires_grad else None,
+        )
+        for p in model.parameters()
+    ]
+    assert [name for name, _ in model.named_parameters()] == names
+    assert list(model.state_dict()) == state_names
+    return set(found), logits.dtype, loss.item()
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
+def test_units_hold_one_dtype_and_parameters_keep_their_names(two_ranks, checkpointing):
+    """Older PyTorch asks for one original dtype in every unit of FSDP2."""
+    precision = PrecisionPlan(torch.float32, torch.bfloat16, False, "", frozen=torch.bfloat16)
+    case = Case(adapters=LORA, dtype=torch.bfloat16)
+    options = {"activation_checkpointing": checkpointing}
+    for found, *_ in two_ranks.run(spread_out, case, options, precision):
+        assert found == {
+            (True, False, torch.bfloat16, None),
+            (False, True, torch.float32, torch.float32),
+        }
+
+
+def test_float32_weights_are_gathered_in_the_dtype_of_products(two_ranks):
+    """And after a pass without gradients, embeddings and head are shards again."""
+    precision = PrecisionPlan(torch.float32, torch.bfloat16, False, "")
+    ranks = two_ranks.run(spread_out, Case(), {}, precision)
+    for found, logits, _ in ranks:
+        assert found == {(True, True, torch.float32, torch.float32)}
+        assert logits == torch.bfloat16
+    case = attrs.evolve(Case(), steps=1, accumulate=1)
+    _, labels = micro_batch(case, 0, 0)
+    summed = train_alone(case).losses[0] * int((labels != -100).sum())
+    assert sum(loss for *_, loss in ranks) == pytest.approx(summed, rel=2e-2)

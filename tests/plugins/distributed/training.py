@@ -1,0 +1,225 @@
+"""A few training steps of a tiny model: by plain PyTorch in one process, and by a manager in many.
+
+The loop here is the engine's in short: the step's supervised tokens are counted over all ranks, the
+loss is their sum over that, and the gradient's norm is that of the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import torch
+import torch.distributed as dist
+import transformers
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.nn import functional
+
+from automodel_core.protocols import IGNORE_INDEX, Sizes
+from automodel_core.train.head import split_head
+from automodel_core.train.precision import PrecisionPlan
+from automodel_distributed import managers
+from automodel_losses.chunked_ce import ChunkedCrossEntropy
+from automodel_peft.lora import PeftConfig
+
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+@attrs.frozen(kw_only=True)
+class Case:
+    """What is trained, and how.
+
+    Attributes:
+        family: Of the model, as transformers names it: Llama, Qwen3, ...
+        config: Changes to SMALL.
+        adapters: Arguments of PeftConfig; None trains the model itself.
+        frozen: What parameters whose names contain this are frozen; "" freezes none.
+        chunked: Whether the loss calls the head on a few tokens at a time.
+        accumulate: Micro-batches of a step.
+        steps: Optimizer steps.
+        max_norm: What gradients are clipped to.
+        dtype: Of the model's weights.
+        rows: Samples of a micro-batch, over all ranks.
+    """
+
+    family: str = "Llama"
+    config: dict[str, Any] = attrs.field(factory=dict)
+    adapters: dict[str, Any] | None = None
+    frozen: str = ""
+    chunked: bool = False
+    accumulate: int = 2
+    steps: int = 20
+    max_norm: float | None = 0.5
+    dtype: torch.dtype = torch.float32
+    rows: int = 4
+
+
+@attrs.frozen
+class Trained:
+    """What came out.
+
+    Attributes:
+        losses: Of each step.
+        norms: Of the gradient, before clipping.
+        evaluation: The loss on the first step's samples after training, without gradients.
+        state: The whole tensors that trained, by name.
+    """
+
+    losses: list[float]
+    norms: list[float]
+    evaluation: float
+    state: dict[str, torch.Tensor]
+
+
+def build_model(case: Case) -> transformers.PreTrainedModel:
+    config = getattr(transformers, f"{case.family}TextConfig", None) or getattr(
+        transformers, f"{case.family}Config"
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config(**(SMALL | case.config)))
+    model = model.to(case.dtype).train()
+    for name, parameter in model.named_parameters():
+        if case.frozen and case.frozen in name:
+            parameter.requires_grad_(False)
+    if case.adapters is not None:
+        PeftConfig(**case.adapters).apply(model)
+        for name, parameter in model.named_parameters():  # zeros would hide what A's gradient is
+            if name.endswith("lora_B"):
+                torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def micro_batch(case: Case, step: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and shifted labels `[rows, 16]`; every row supervises another number of tokens."""
+    generator = torch.Generator().manual_seed(1000 * step + index)
+    tokens = torch.randint(96, (case.rows, 17), generator=generator)
+    inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].clone()
+    for row in range(case.rows):
+        labels[row, : (5 * row + 3 * index + step) % 15] = IGNORE_INDEX
+    return inputs, labels
+
+
+def loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(
+        logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
+
+
+def optimizer_for(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+
+
+def train_alone(case: Case) -> Trained:
+    """The referee: transformers and PyTorch, nothing of the managers'."""
+    model = build_model(case)
+    optimizer = optimizer_for(model)
+    losses, norms = [], []
+    for step in range(case.steps):
+        batches = [micro_batch(case, step, index) for index in range(case.accumulate)]
+        tokens = sum(int((labels != IGNORE_INDEX).sum()) for _, labels in batches)
+        total = 0.0
+        for inputs, labels in batches:
+            loss = loss_sum(model(input_ids=inputs, use_cache=False).logits, labels) / tokens
+            loss.backward()
+            total += loss.item()
+        gradients = [p for p in model.parameters() if p.grad is not None]
+        limit = float("inf") if case.max_norm is None else case.max_norm
+        norms.append(torch.nn.utils.clip_grad_norm_(gradients, limit).item())
+        losses.append(total)
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        inputs, labels = micro_batch(case, 0, 0)
+        evaluation = loss_sum(model(input_ids=inputs, use_cache=False).logits, labels).item()
+    return Trained(losses, norms, evaluation, trained_state(model))
+
+
+def train_spread(case: Case, manager: str, options: dict[str, Any]) -> Trained:
+    """This rank's part, by one of the managers."""
+    manager = getattr(managers, manager)(**options)
+    mesh = build_mesh(manager.sizes(dist.get_world_size()))
+    model = build_model(case)
+    precision = PrecisionPlan(
+        parameters=torch.float32 if case.adapters is not None else case.dtype,
+        compute=case.dtype,
+        loss_scaling=False,
+        reason="",
+        frozen=case.dtype if case.adapters is not None else None,
+    )
+    spread = manager.parallelize(model, mesh, precision)
+    compute = loss_of(case, manager, model, spread)
+    ranks = mesh["dp_replicate"].size() * mesh["dp_shard"].size()
+    rank = mesh["dp_replicate"].get_local_rank() * mesh["dp_shard"].size()
+    rank += mesh["dp_shard"].get_local_rank()
+
+    optimizer = optimizer_for(model)
+    losses, norms = [], []
+    for step in range(case.steps):
+        batches = [micro_batch(case, step, index) for index in range(case.accumulate)]
+        tokens = sum(int((labels != IGNORE_INDEX).sum()) for _, labels in batches)
+        total = torch.zeros(())
+        for index, (inputs, labels) in enumerate(batches):
+            with manager.micro_batch(spread, last=index == case.accumulate - 1):
+                loss = compute(inputs[rank::ranks], labels[rank::ranks]) / tokens
+                (loss * manager.gradient_divisor(mesh)).backward()
+            total += loss.detach()
+        norms.append(manager.clip(model.parameters(), case.max_norm).item())
+        losses.append(summed(total, mesh))
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        inputs, labels = micro_batch(case, 0, 0)
+        evaluation = summed(compute(inputs[rank::ranks], labels[rank::ranks]), mesh)
+    return Trained(losses, norms, evaluation, trained_state(model))
+
+
+def loss_of(
+    case: Case, manager: Any, model: torch.nn.Module, spread: torch.nn.Module
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """From token ids and labels to the sum of the token losses."""
+    if not case.chunked:
+        return lambda inputs, labels: loss_sum(
+            spread(input_ids=inputs, use_cache=False).logits, labels
+        )
+    loss, parts = ChunkedCrossEntropy(chunk_len=5), split_head(model)
+
+    def compute(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return loss(parts.backbone(input_ids=inputs), labels, parts.head)
+
+    return manager.one_pass(spread, compute)
+
+
+def build_mesh(sizes: Sizes) -> DeviceMesh:
+    mesh = init_device_mesh("cpu", tuple(sizes), mesh_dim_names=Sizes._fields)
+    mesh["dp_shard", "cp"]._flatten("dp_shard_cp")
+    return mesh
+
+
+def summed(value: torch.Tensor, mesh: DeviceMesh) -> float:
+    """Over the ranks that have other samples."""
+    value = value.clone()
+    for dim in ("dp_replicate", "dp_shard"):
+        dist.all_reduce(value, group=mesh[dim].get_group())
+    return value.item()
+
+
+def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
