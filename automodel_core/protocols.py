@@ -81,6 +81,19 @@ class ModelSource(Protocol):
         whatever only looks at it. It needs no memory."""
         ...
 
+    def unread_model(
+        self, dtype: torch.dtype, weights: Path | None = None
+    ) -> tuple[PreTrainedModel, Path] | None:
+        """For a model that is sharded before it is read: the model on the meta device, as
+        `load_model` would give it but for its weights, and the folder of safetensors with these.
+        None if they have to be read whole.
+
+        Args:
+            dtype: The precision plan's choice.
+            weights: As for `load_model`.
+        """
+        ...
+
     def load_model(
         self, dtype: torch.dtype, device: torch.device, weights: Path | None = None
     ) -> PreTrainedModel:
@@ -336,13 +349,13 @@ class ParallelManager(Protocol):
         ...
 
     def parallelize(
-        self, model: PreTrainedModel, mesh: DeviceMesh, precision: Precision
+        self, model: PreTrainedModel, mesh: DeviceMesh | None, precision: Precision
     ) -> torch.nn.Module:
         """Spread the model, in place or in a wrapper around it. Its parameters keep their names
         in the model itself, though they may become other objects (DTensors).
 
         Called once, after freezing and adapters and before the optimizer. Parameters may be on the
-        meta device if the manager shards them.
+        meta device if the manager shards them. In one process there is no mesh.
 
         Raises:
             UserError: The model can't be spread in this way, with the reason.

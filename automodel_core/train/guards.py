@@ -20,7 +20,6 @@ from automodel_core.config.schema import GuardSettings
 from automodel_core.errors import GuardStop
 from automodel_core.train.metrics import StepMetrics
 from automodel_core.train.order import Layout
-from automodel_core.train.step import MicroBatch
 
 # A spike stands this far above the median of the recent losses: at least so many nats, and so many
 # times their noise. That is measured from one loss to the next (von Neumann et al. 1941), so that a
@@ -43,9 +42,9 @@ def check_trainable(model: torch.nn.Module) -> int:
     return trainable
 
 
-def check_supervision(step: int, micro_batches: Sequence[MicroBatch]) -> None:
+def check_supervision(step: int, label_tokens: float) -> None:
     """no_supervised_tokens: a step whose labels are all masked has nothing to learn from."""
-    if not any(micro_batch.label_tokens for micro_batch in micro_batches):
+    if not label_tokens:
         raise GuardStop(
             "no_supervised_tokens",
             f"Step {step} has no supervised token: every label of its samples is masked.",
@@ -154,10 +153,10 @@ class Guards:
     _lost_shares: dict[int, torch.Tensor] = attrs.field(factory=dict)
     _warned: set[str] = attrs.field(factory=set)
 
-    def before_step(self, step: int, micro_batches: Sequence[MicroBatch]) -> None:
-        """What can be seen before the forward pass."""
+    def before_step(self, step: int, label_tokens: float) -> None:
+        """What can be seen before the forward pass: the supervised tokens of all ranks."""
         if self.settings.no_supervised_tokens == "stop":
-            check_supervision(step, micro_batches)
+            check_supervision(step, label_tokens)
 
     def take_step(
         self,

@@ -51,10 +51,10 @@ class DDPManager:
         return Sizes(dp_replicate=world_size, dp_shard=1, cp=1, tp=1)
 
     def parallelize(
-        self, model: PreTrainedModel, mesh: DeviceMesh, precision: Precision
+        self, model: PreTrainedModel, mesh: DeviceMesh | None, precision: Precision
     ) -> nn.Module:
         checkpoint_activations(model, self.activation_checkpointing)
-        if mesh.size() == 1:
+        if mesh is None:
             return model
         return replicate(model, mesh["dp_replicate"].get_group())
 
@@ -138,16 +138,18 @@ class FSDP2Manager:
         )
 
     def parallelize(
-        self, model: PreTrainedModel, mesh: DeviceMesh, precision: Precision
+        self, model: PreTrainedModel, mesh: DeviceMesh | None, precision: Precision
     ) -> nn.Module:
         checkpoint_activations(model, self.activation_checkpointing)
+        if mesh is None:
+            return model
         copies, shards = mesh["dp_replicate"], shards_of(mesh)
         spread = copies.size() * shards.size() > 1
         if mesh["tp"].size() > 1:
             parallelize_layers(
                 model, mesh["tp"], self.tp_plan, sequence_parallel=self.sequence_parallel
             )
-        if mesh.size() > 1 and (precision.frozen is not None or not spread):
+        if precision.frozen is not None or not spread:
             self._summed = [p for p in model.parameters() if p.requires_grad]
             self._groups = tuple(each.get_group() for each in (shards, copies) if each.size() > 1)
         if spread:

@@ -81,10 +81,10 @@ class NvFSDPManager:
         )
 
     def parallelize(
-        self, model: PreTrainedModel, mesh: DeviceMesh, precision: Precision
+        self, model: PreTrainedModel, mesh: DeviceMesh | None, precision: Precision
     ) -> nn.Module:
         checkpoint_activations(model, self.activation_checkpointing)
-        if mesh.size() == 1:
+        if mesh is None:
             return model
         if precision.frozen is not None:
             raise UserError(
