@@ -36,7 +36,7 @@ FOUR = {
 KINDS = {
     "full": {},
     "chunked loss": {"loss_fn": {"_target_": "chunked_ce"}},
-    "lora": {"peft": {"_target_": "lora", "dim": 4}, "optimizer": {"lr": 1e-2}},
+    "lora": {"peft": {"_target_": "lora", "dim": 4}},
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from automodel_core.errors import GuardStop
 from automodel_peft.layers import AdaptedLayer
@@ -18,10 +19,16 @@ Fingerprints = Mapping[str, tuple[float, float]]
 def fingerprints(model: nn.Module) -> Fingerprints:
     """What all that trains is like now, read from the device at once."""
     training = {
-        name: p.detach().double() for name, p in model.named_parameters() if p.requires_grad
+        name: whole(p).double() for name, p in model.named_parameters() if p.requires_grad
     }
     sums = [torch.stack([values.sum(), values.square().sum()]) for values in training.values()]
     return dict(zip(training, map(tuple, torch.stack(sums).tolist()), strict=True))
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """All of a parameter that tensor parallelism may have cut; every rank asks for it."""
+    parameter = parameter.detach()
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def check_trainable(model: nn.Module) -> None:
