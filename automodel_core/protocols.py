@@ -336,9 +336,14 @@ class ParallelManager(Protocol):
     Attributes:
         sequence_multiple: The rows of a micro-batch must be padded to a multiple of this; 1 unless
             the manager deals positions to ranks.
+        before_weights: Whether it shards a model that is still on the meta device, so that each
+            rank reads its own part of the weights.
+        offloads: Whether parameters stay in the host's memory.
     """
 
     sequence_multiple: int
+    before_weights: bool
+    offloads: bool
 
     def sizes(self, world_size: int) -> Sizes:
         """How that many processes are used.
@@ -354,8 +359,8 @@ class ParallelManager(Protocol):
         """Spread the model, in place or in a wrapper around it. Its parameters keep their names
         in the model itself, though they may become other objects (DTensors).
 
-        Called once, after freezing and adapters and before the optimizer. Parameters may be on the
-        meta device if the manager shards them. In one process there is no mesh.
+        Called once, after freezing and adapters and before the optimizer. In one process there is
+        no mesh.
 
         Raises:
             UserError: The model can't be spread in this way, with the reason.

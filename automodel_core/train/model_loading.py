@@ -17,6 +17,7 @@ from automodel_core.train.prepare import Prepared
 from automodel_core.train.rng import seed_everything
 from automodel_core.train.sharded_reading import read_sharded
 from automodel_core.train.sharded_saving import can_save_sharded
+from automodel_core.train.world import World
 
 
 @attrs.frozen
@@ -46,8 +47,7 @@ def load_model(
     seed_everything(prepared.supplied["seed"])
     saved, adapter, world = checkpoint and checkpoint / "model", prepared.adapter, prepared.world
     weights = None if adapter else saved
-    sizes = world.sizes
-    if sizes.dp_shard * sizes.cp * sizes.tp > 1 and adapter is None:
+    if sharded(world) and adapter is None:
         loaded = read_in_parts(config, prepared, weights)
         if loaded is not None:
             return loaded
@@ -61,7 +61,23 @@ def load_model(
                 adapter.load(model, saved)
     with at(config.distributed.path if config.distributed else ()):
         spread = world.manager.parallelize(model, world.mesh, prepared.precision)
-    return LoadedModel(model.to(prepared.device), spread, sharded_saves)
+    put(model, prepared)
+    return LoadedModel(model, spread, sharded_saves)
+
+
+def sharded(world: World) -> bool:
+    """Whether a rank holds a part of the model only."""
+    return world.manager.before_weights and not world.alone
+
+
+def put(model: PreTrainedModel, prepared: Prepared) -> None:
+    """The model on the device, or its buffers alone if its parameters stay on the host."""
+    if not (prepared.world.manager.offloads and sharded(prepared.world)):
+        model.to(prepared.device)
+        return
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(prepared.device)
 
 
 def read_in_parts(
@@ -79,8 +95,10 @@ def read_in_parts(
     sharded_saves = can_save_sharded(model)
     with at(config.distributed.path):
         spread = world.manager.parallelize(model, world.mesh, precision)
+    where = torch.device("cpu") if world.manager.offloads else prepared.device
     with at(config.model.path):
-        read_sharded(model, folder, prepared.device, prepared.source.name)
+        read_sharded(model, folder, where, prepared.source.name)
+    put(model, prepared)
     return LoadedModel(model, spread, sharded_saves)
 
 
@@ -88,9 +106,8 @@ def read_whole(
     config: RunConfig, prepared: Prepared, weights: Path | None, checkpoint: Path | None
 ) -> PreTrainedModel:
     """All weights: on the device, or on the host where only a part of them goes to the device."""
-    source, sizes = prepared.source, prepared.world.sizes
-    whole = sizes.dp_shard * sizes.cp * sizes.tp == 1
-    device = prepared.device if whole else torch.device("cpu")
+    source = prepared.source
+    device = torch.device("cpu") if sharded(prepared.world) else prepared.device
     with at(config.model.path):
         try:
             model = source.load_model(prepared.precision.weights, device, weights)

@@ -17,6 +17,8 @@ class OneProcess:
     """Leaves everything as it is; see `ParallelManager`."""
 
     sequence_multiple: ClassVar[int] = 1
+    before_weights: ClassVar[bool] = False
+    offloads: ClassVar[bool] = False
 
     def sizes(self, world_size: int) -> Sizes:
         return Sizes(dp_replicate=world_size, dp_shard=1, cp=1, tp=1)

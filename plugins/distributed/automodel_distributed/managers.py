@@ -43,6 +43,8 @@ class DDPManager:
     activation_checkpointing: str | dict[str, int] = "none"
 
     sequence_multiple: ClassVar[int] = 1
+    before_weights: ClassVar[bool] = False
+    offloads: ClassVar[bool] = False
 
     def __attrs_post_init__(self) -> None:
         check_activation_checkpointing(self.activation_checkpointing)
@@ -108,6 +110,8 @@ class FSDP2Manager:
     cpu_offload: bool = False
     activation_checkpointing: str | dict[str, int] = "none"
 
+    before_weights: ClassVar[bool] = True
+
     _summed: list[nn.Parameter] = attrs.field(init=False, factory=list, eq=False, repr=False)
     _groups: Groups = attrs.field(init=False, default=(), eq=False, repr=False)
     _sharded: bool = attrs.field(init=False, default=False, eq=False, repr=False)
@@ -127,6 +131,10 @@ class FSDP2Manager:
     @property
     def sequence_multiple(self) -> int:
         return self.tp_size if self.sequence_parallel else 1
+
+    @property
+    def offloads(self) -> bool:
+        return self.cpu_offload
 
     def sizes(self, world_size: int) -> Sizes:
         return mesh_sizes(

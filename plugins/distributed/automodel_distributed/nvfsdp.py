@@ -45,6 +45,8 @@ class NvFSDPManager:
     activation_checkpointing: str | dict[str, int] = "none"
 
     sequence_multiple: ClassVar[int] = 1
+    before_weights: ClassVar[bool] = False
+    offloads: ClassVar[bool] = False
 
     _stepped: bool = attrs.field(init=False, default=False, eq=False, repr=False)
 

@@ -18,9 +18,7 @@ Fingerprints = Mapping[str, tuple[float, float]]
 
 def fingerprints(model: nn.Module) -> Fingerprints:
     """What all that trains is like now, read from the device at once."""
-    training = {
-        name: whole(p).double() for name, p in model.named_parameters() if p.requires_grad
-    }
+    training = {name: whole(p).double() for name, p in model.named_parameters() if p.requires_grad}
     sums = [torch.stack([values.sum(), values.square().sum()]) for values in training.values()]
     return dict(zip(training, map(tuple, torch.stack(sums).tolist()), strict=True))
 
