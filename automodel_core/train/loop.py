@@ -119,7 +119,7 @@ def gradients(run: Run, stop: StopRequest) -> tuple[Reading, torch.Tensor]:
         num_label_tokens=int(label_tokens),
         num_tokens=int(tokens),
         data_seconds=waited,
-        values=to_host(torch.stack([loss, grad_norm])),
+        values=to_host(torch.stack([loss, grad_norm.to(loss.device, non_blocking=True)])),
         device=device,
         clock=clock,
     )

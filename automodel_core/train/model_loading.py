@@ -61,7 +61,8 @@ def load_model(
                 adapter.load(model, saved)
     with at(config.distributed.path if config.distributed else ()):
         spread = world.manager.parallelize(model, world.mesh, prepared.precision)
-    put(model, prepared)
+    if sharded(world):
+        put(model, prepared)
     return LoadedModel(model, spread, sharded_saves)
 
 
@@ -72,7 +73,7 @@ def sharded(world: World) -> bool:
 
 def put(model: PreTrainedModel, prepared: Prepared) -> None:
     """The model on the device, or its buffers alone if its parameters stay on the host."""
-    if not (prepared.world.manager.offloads and sharded(prepared.world)):
+    if not prepared.world.manager.offloads:
         model.to(prepared.device)
         return
     for module in model.modules():

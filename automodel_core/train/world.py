@@ -144,6 +144,8 @@ class World:
 def chosen_backend(asked: str | None, device: torch.device, size: int) -> str:
     """The YAML's, else nccl on CUDA and gloo on the CPU; one process has no use for either.
 
+    Beside nccl there is gloo for what is kept in the host's memory.
+
     Raises:
         UserError: Several processes are asked to use nccl without CUDA.
     """
@@ -153,7 +155,8 @@ def chosen_backend(asked: str | None, device: torch.device, size: int) -> str:
             fix="add dist_env.backend=gloo to the command, or leave the key out",
             path=("dist_env", "backend"),
         )
-    return asked or ("nccl" if device.type == "cuda" else "gloo")
+    on_gpus = asked == "nccl" or (asked is None and device.type == "cuda")
+    return "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
 
 
 def check_alike(world: World, facts: dict[str, str]) -> None:
