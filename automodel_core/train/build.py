@@ -279,12 +279,26 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The YAML's optimizer over what trains."""
     make = context.targets.bind(config.optimizer, {"seed": config.rng.seed})
+    if adapter is not None:
+        groups = adapter.parameter_groups(model, config.optimizer.arguments["lr"])
+    else:
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
     try:
-        if adapter is not None:
-            return make(adapter.parameter_groups(model, config.optimizer.arguments["lr"]))
-        return make([p for p in model.parameters() if p.requires_grad])
+        return make(by_mesh(groups))
     except ValueError as error:  # how torch refuses a value, such as a negative lr
         raise UserError(f"{error}.", path=config.optimizer.path) from None
+
+
+def by_mesh(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameters that are cut over other ranks in groups of their own: optimizers that update many
+    tensors at once can't mix them."""
+    parted = []
+    for group in groups:
+        parts: dict[Any, list[torch.nn.Parameter]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+        parted += [{**group, "params": part} for part in parts.values()]
+    return parted
 
 
 def answers_before(run: Run, questions: list[Question]) -> Answers | None:

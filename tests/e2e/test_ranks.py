@@ -145,6 +145,16 @@ def test_saved_on_four_it_goes_on_on_two_on_one_and_under_ddp(torchrun, automode
     assert found.losses == pytest.approx(expected.losses, rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["foreach", "fused"])
+def test_optimizers_that_update_many_tensors_at_once(torchrun, alone, how):
+    changes, expected = alone("full")
+    optimizer = {"optimizer": {how: True}}
+    assert_follows(
+        torchrun(4, {**changes, **optimizer, "distributed": FOUR["tp x fsdp"]}), expected
+    )
+
+
 def test_a_rank_without_a_sample_of_a_step_keeps_the_others_company(torchrun, automodel):
     five = {"dataset": {"limit_dataset_samples": 5}, "step_scheduler": {"num_epochs": 2}}
     one = automodel({**five, "dataloader": {"batch_size": 4}}, folder="one")

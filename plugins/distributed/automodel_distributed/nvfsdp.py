@@ -94,9 +94,9 @@ class NvFSDPManager:
                 fix="write _target_: fsdp2",
                 path=("distributed", "_target_"),
             )
-        return self._wrapped(model, mesh)
+        return self._wrapped(model, mesh, precision)
 
-    def _wrapped(self, model: PreTrainedModel, mesh: DeviceMesh) -> nn.Module:
+    def _wrapped(self, model: PreTrainedModel, mesh: DeviceMesh, precision: Precision) -> nn.Module:
         from megatron_fsdp import MixedPrecisionPolicy, fully_shard_model
 
         layers = {type(layer) for stack in layer_lists(model) for layer in stack}
@@ -109,7 +109,7 @@ class NvFSDPManager:
             zero_dp_strategy="optim_grads_params",
             mixed_precision_policy=MixedPrecisionPolicy(
                 main_params_dtype=None,
-                main_grads_dtype=torch.float32,
+                main_grads_dtype=precision.parameters,  # PyTorch takes no other for a gradient
                 grad_comm_dtype=torch.float32,
             ),
             sync_model_each_microbatch=False,
