@@ -54,7 +54,7 @@ def staged_model(run: Run) -> Callable[[Path], None]:
         weights = staged_weights(model, copy=copy)
         save_format = run.config.checkpoint.model_save_format
         return lambda folder: save_model(folder, model, weights, run.tokenizer, save_format)
-    adapter.check(model)
+    run.guards.adapter(adapter, model)
     state = {key: staged(each, copy=copy) for key, each in adapter.state(model).items()}
 
     def write(folder: Path) -> None:
