@@ -17,6 +17,7 @@ def test_a_run_with_adapters_opens_in_peft(automodel, tiny_model, name):
     assert run.code == 0, run.out
     folder = run.folder / "latest" / "model"
     assert not list(folder.glob("model*.safetensors")), "only what trains is saved"
+    assert f"  automodel merge {run.folder}\n" in run.out, "what to do next"
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     ids = torch.arange(3, 23)[None]
     before = base(ids).logits
