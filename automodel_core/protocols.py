@@ -267,10 +267,12 @@ class Adapter(Protocol):
         ...
 
     def check(self, model: PreTrainedModel) -> None:
-        """Called after training, before a save.
+        """Called after some steps, and before every save.
 
         Raises:
-            GuardStop: Nothing has changed since `apply`, or something trains that should not.
+            GuardStop: Nothing has changed since `apply`, or something trains that should not. The
+                first is named `adapter_unchanged`, which the YAML can switch; all others stop the
+                run.
         """
         ...
 

@@ -18,6 +18,7 @@ import torch
 
 from automodel_core.config.schema import GuardSettings
 from automodel_core.errors import GuardStop
+from automodel_core.protocols import Adapter
 from automodel_core.train.metrics import StepMetrics
 from automodel_core.train.order import Layout
 
@@ -32,6 +33,9 @@ SAMPLES_SHOWN = 16
 
 # Of the elements whose gradient isn't zero, this share may stay where it is.
 LOST_SHARE, LOST_EVERY, LOST_SAMPLE = 0.5, 50, 2**16
+
+# By this step an adapter has changed, warm-up and the first skipped steps of float16 included.
+ADAPTER_STEP = 20
 
 
 def check_trainable(model: torch.nn.Module) -> int:
@@ -229,6 +233,18 @@ class Guards:
             self.once("effective_batch", f"A step takes {how}; before, it took {before}. {fix}")
         elif before is None and layout.ranks > 1 and not self.batch_is_chosen:
             self.once("effective_batch", f"A step takes {how}. {fix}")
+
+    def adapter(self, adapter: Adapter, model: torch.nn.Module) -> None:
+        """adapter_unchanged, and whatever else the adapter finds, which always stops the run."""
+        try:
+            adapter.check(model)
+        except GuardStop as found:
+            switchable = found.guard == "adapter_unchanged"
+            does = self.settings.adapter_unchanged if switchable else "stop"
+            if does == "stop":
+                raise
+            if does == "warn":
+                self.once(found.guard, " ".join(filter(None, [found.message, found.fix])))
 
     def state_dict(self) -> dict[str, Any]:
         """What the guards remember, for a run that goes on."""

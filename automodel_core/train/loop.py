@@ -10,6 +10,7 @@ import torch
 
 from automodel_core.randomness import remember_randomness
 from automodel_core.train.due import save_due, validation_due, validation_owed
+from automodel_core.train.guards import ADAPTER_STEP
 from automodel_core.train.readings import LATE, Reading, StepClock, to_host
 from automodel_core.train.run import Run
 from automodel_core.train.saving import amend_metrics, save, saved_after_signal
@@ -47,8 +48,11 @@ def take_steps(run: Run, stop: StopRequest) -> None:
         amend_metrics(run)
     while not (run.finished or asked_to_stop(run, stop)):
         run.readings.append(optimizer_step(run, stop))
-        pausing = stop or run.finished or validation_due(run) or save_due(run)
+        due = validation_due(run) or save_due(run) or run.step == ADAPTER_STEP
+        pausing = stop or run.finished or due
         report(run, late=0 if pausing else LATE)
+        if run.adapter is not None and run.step == ADAPTER_STEP:
+            run.guards.adapter(run.adapter, run.model)
         if validation_due(run) and not asked_to_stop(run, stop):
             with stop.droppable():
                 validate(run)

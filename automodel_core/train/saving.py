@@ -72,7 +72,7 @@ def staged_model(run: Run) -> Callable[[Path], None]:
 def staged_adapter(run: Run) -> Callable[[Path], None]:
     """Stage the adapter, which is so small that every rank holds all of it."""
     model, adapter, name = run.model, run.adapter, run.manifest["model"]
-    adapter.check(model)
+    run.guards.adapter(adapter, model)
     state = {
         key: whole(each, copy=run.writer.background) for key, each in adapter.state(model).items()
     }

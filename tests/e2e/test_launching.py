@@ -20,8 +20,9 @@ def launched(tmp_path, config_file):
 
     def start(changes: dict, *arguments: str, folder: str = "run") -> Started:
         place = tmp_path / folder
+        command = [sys.executable, "-m", "automodel_core", "run", config_file(changes, place)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "automodel_core", "run", config_file(changes, place), *arguments],
+            [*command, *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip

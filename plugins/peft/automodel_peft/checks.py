@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -33,21 +33,30 @@ def check_trainable(model: nn.Module) -> None:
     """frozen_weights_train: only adapters and the modules named to train require a gradient.
 
     Raises:
-        GuardStop: Something else does.
+        GuardStop: Something else does, such as the own weight of an adapted layer.
     """
-    ours = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, AdaptedLayer | TrainedModule)
-        for parameter in module.parameters()
-    }
+    ours = {id(parameter) for module in model.modules() for parameter in added_to(module)}
     strange = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in ours]
     if strange:
         raise GuardStop(
             "frozen_weights_train",
-            f"{len(strange)} parameters train that belong to no adapter, such as {strange[0]}.",
+            f"Of what trains, this belongs to no adapter: {_listed(strange)}.",
             fix="name their modules in peft.modules_to_save if they should",
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first of the names, and how many follow it."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def added_to(module: nn.Module) -> Iterable[nn.Parameter]:
+    """What trains of this module."""
+    if isinstance(module, TrainedModule):
+        return module.parameters()
+    if isinstance(module, AdaptedLayer):
+        return [getattr(module, name) for name in module.stored.values()]
+    return ()
 
 
 def check_changed(model: nn.Module, start: Fingerprints) -> None:
