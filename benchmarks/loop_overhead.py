@@ -130,9 +130,8 @@ def measure(steps: int) -> dict[str, float]:
     loop.report = counted
     loop.accumulate_gradients = clock.around("forward, backward", loop.accumulate_gradients)
     loop.clip_gradients = clock.around("gradient norm", loop.clip_gradients)
-    for name in ("step", "zero_grad"):
-        timed = clock.around("optimizer", getattr(torch.optim.AdamW, name))
-        setattr(torch.optim.AdamW, name, timed)
+    for owner, name in ((torch.amp.GradScaler, "step"), (torch.optim.AdamW, "zero_grad")):
+        setattr(owner, name, clock.around("optimizer", getattr(owner, name)))
     TrainingData.next_step = clock.around("data", TrainingData.next_step)
     loop.prepare_micro_batch = clock.around("data", loop.prepare_micro_batch)
     loop.report = clock.around("report", counted)

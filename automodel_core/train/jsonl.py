@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from automodel_core.errors import UserError
 from automodel_core.train.checkpoint import flush
@@ -17,10 +17,14 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._open: IO[str] | None = None
 
     def append(self, record: dict[str, Any]) -> None:
-        with self._writing(), self.path.open("a") as handle:
-            handle.write(json.dumps(record) + "\n")
+        """A line, at once there for whoever reads the file."""
+        with self._writing():
+            if self._open is None:
+                self._open = self.path.open("a", buffering=1)
+            self._open.write(json.dumps(record) + "\n")
 
     def flush(self) -> None:
         """See that all of it is on the disk, as the checkpoint that follows will be."""
@@ -47,6 +51,7 @@ class JsonLines:
             with self._writing():
                 aside.write_text(text)
                 aside.replace(self.path)
+                self._open = None  # that was the file before
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

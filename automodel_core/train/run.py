@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from automodel_core.train.step import Objective
 from automodel_core.train.world import World
 
 
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, slots=False)
 class Run:
     """Everything that a run in progress holds.
 
@@ -77,10 +78,10 @@ class Run:
     def finished(self) -> bool:
         return self.ended_early or self.step >= self.horizon.total_steps
 
-    @property
+    @cached_property
     def training_log(self) -> JsonLines:
         return JsonLines(self.folder / "training.jsonl")
 
-    @property
+    @cached_property
     def validation_log(self) -> JsonLines:
         return JsonLines(self.folder / "validation.jsonl")
