@@ -81,6 +81,19 @@ class ModelSource(Protocol):
         whatever only looks at it. It needs no memory."""
         ...
 
+    def unread_model(
+        self, dtype: torch.dtype, weights: Path | None = None
+    ) -> tuple[PreTrainedModel, Path] | None:
+        """For a model that is sharded before it is read: the model on the meta device, as
+        `load_model` would give it but for its weights, and the folder of safetensors with these.
+        None if they have to be read whole.
+
+        Args:
+            dtype: The precision plan's choice.
+            weights: As for `load_model`.
+        """
+        ...
+
     def load_model(
         self, dtype: torch.dtype, device: torch.device, weights: Path | None = None
     ) -> PreTrainedModel:
@@ -254,10 +267,12 @@ class Adapter(Protocol):
         ...
 
     def check(self, model: PreTrainedModel) -> None:
-        """Called after training, before a save.
+        """Called after some steps, and before every save.
 
         Raises:
-            GuardStop: Nothing has changed since `apply`, or something trains that should not.
+            GuardStop: Nothing has changed since `apply`, or something trains that should not. The
+                first is named `adapter_unchanged`, which the YAML can switch; all others stop the
+                run.
         """
         ...
 
@@ -323,9 +338,14 @@ class ParallelManager(Protocol):
     Attributes:
         sequence_multiple: The rows of a micro-batch must be padded to a multiple of this; 1 unless
             the manager deals positions to ranks.
+        before_weights: Whether it shards a model that is still on the meta device, so that each
+            rank reads its own part of the weights.
+        offloads: Whether parameters stay in the host's memory.
     """
 
     sequence_multiple: int
+    before_weights: bool
+    offloads: bool
 
     def sizes(self, world_size: int) -> Sizes:
         """How that many processes are used.
@@ -336,13 +356,13 @@ class ParallelManager(Protocol):
         ...
 
     def parallelize(
-        self, model: PreTrainedModel, mesh: DeviceMesh, precision: Precision
+        self, model: PreTrainedModel, mesh: DeviceMesh | None, precision: Precision
     ) -> torch.nn.Module:
         """Spread the model, in place or in a wrapper around it. Its parameters keep their names
         in the model itself, though they may become other objects (DTensors).
 
-        Called once, after freezing and adapters and before the optimizer. Parameters may be on the
-        meta device if the manager shards them.
+        Called once, after freezing and adapters and before the optimizer. In one process there is
+        no mesh.
 
         Raises:
             UserError: The model can't be spread in this way, with the reason.

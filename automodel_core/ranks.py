@@ -1,8 +1,4 @@
-"""Which of the processes of a run this one is, as the launcher says in the environment.
-
-Read from the variables that torchrun sets, so that it can be asked before torch is imported and
-outside a process group. A process that nobody launched is the only one: rank 0 of 1.
-"""
+"""Which process of a run this is, as torchrun tells it through the environment."""
 
 from __future__ import annotations
 
@@ -10,15 +6,15 @@ import os
 
 
 def rank() -> int:
-    """This process among all of the run, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    """Among all processes; 0 keeps the run folder and talks to the user."""
+    return int(os.environ.get("RANK", 0))
 
 
 def local_rank() -> int:
-    """This process among those on this host, from 0: the index of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    """Among the processes of this machine; the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def world_size() -> int:
-    """How many processes the run has."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", 1))

@@ -161,9 +161,10 @@ class Chat:
         except KeyboardInterrupt:
             cut = "Stopped."
         write("\n")
-        if cut:
-            self.note(cut)
-        return stream.text.strip()
+        answer = stream.text.strip()
+        if cut or not answer:
+            self.note(cut or "The answer is empty.")
+        return answer
 
     def side_by_side(self, prompts: Sequence[list[int]]) -> list[str]:
         """The answer of each speaker, printed in a column of its own; none if the user stops it."""

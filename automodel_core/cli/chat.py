@@ -56,7 +56,8 @@ def chat(
     models = [open_model(base, opened.tokenizer), opened] if base else [opened]
     device = choose_device()
     precision = choose_dtype(dtype, device)
-    click.echo(f"Reading {found.name} ({precision} on {device.type}) ...", err=True)
+    held = str(precision).removeprefix("torch.")
+    click.echo(f"Reading {found.name} ({held} on {device.type}) ...", err=True)
     speakers = [Speaker(each.found.name, each.load(precision, device)) for each in models]
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     Chat(speakers, prompter, sampling, max_new_tokens, system).talk()

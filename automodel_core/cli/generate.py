@@ -89,7 +89,8 @@ def generate(
     prompts = encode(asked, prompter, opened, max_new_tokens)
     done = file.open(asked)
     if done < len(asked):
-        click.echo(f"Reading {found.name} ({precision} on {device.type}) ...", err=True)
+        held = str(precision).removeprefix("torch.")
+        click.echo(f"Reading {found.name} ({held} on {device.type}) ...", err=True)
         answer_prompts(
             opened.load(precision, device),
             prompter,

@@ -28,6 +28,11 @@ from automodel_core.trust import Trust
 )
 @click.option("--base", metavar="MODEL", help="The base model, if it isn't where it was.")
 @writing
+@click.option(
+    "--lossy",
+    is_flag=True,
+    help="Merge into a quantized base too: into the numbers that its weights stand for.",
+)
 @click.option("--no-check", is_flag=True, help="Don't compare it with the unmerged model.")
 @allowing
 def merge(
@@ -36,6 +41,7 @@ def merge(
     base: str | None,
     dtype: str | None,
     max_shard_size: int,
+    lossy: bool,
     no_check: bool,
     allow: tuple[str, ...],
     no_plugin: tuple[str, ...],
@@ -69,6 +75,7 @@ def merge(
             base=base,
             dtype=getattr(torch, dtype) if dtype else None,
             shard_bytes=max_shard_size,
+            lossy=lossy,
             check=not no_check,
             say=click.echo,
         )

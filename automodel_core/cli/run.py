@@ -11,6 +11,9 @@ import attrs
 import click
 import pluggy
 
+from automodel_core import ranks
+from automodel_core.cli import launching
+from automodel_core.cli.launching import launch, processes_wanted
 from automodel_core.cli.loading import Loaded, load
 from automodel_core.cli.options import OVERRIDES, allowing, words
 from automodel_core.config.effective import effective_tree
@@ -35,6 +38,11 @@ from automodel_core.wording import did_you_mean
 @click.option("--resume-override", is_flag=True, help="Go on with another lr, schedule or batch.")
 @click.option("--fresh", is_flag=True, help="Start a new folder beside one that holds a run.")
 @click.option("--launcher", metavar="NAME", help="Hand the run to this installed launcher.")
+@click.option(
+    "--nproc-per-node",
+    metavar="N",
+    help="Processes on this machine; one for each GPU if left out.",
+)
 @click.option("-v", "--verbose", count=True, help="Print every step.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only what goes wrong.")
 def run(
@@ -46,21 +54,25 @@ def run(
     resume_override: bool,
     fresh: bool,
     launcher: str | None,
+    nproc_per_node: str | None,
     verbose: int,
     quiet: bool,
 ) -> int:
     """Train as FILES say, with overrides such as optimizer.lr=1e-5; later files win."""
+    processes = processes_wanted(nproc_per_node)
     loaded = load(
         words, allow=allow, no_plugin=no_plugin, remote_code=trust_remote_code, strict=True
     )
     config = loaded.require()
-    if loaded.problems:  # warnings
+    if loaded.problems and ranks.rank() == 0:  # warnings
         click.echo(render(loaded.problems), err=True)
     hooks = observers(loaded, config, launcher)
     code = hooks.automodel_launch(config=config, argv=sys.argv[1:])
     if code is not None:
         return code
     check_by_importing(loaded, config)
+    if processes > 1:
+        return launch(processes, sys.argv[1:])
     from automodel_core.train.build import fine_tune  # imports torch
     from automodel_core.train.context import SAVED_BY, RunContext
 
@@ -104,7 +116,7 @@ def finished(train: Callable[[], object], loaded: Loaded) -> int:
     """Run `train` and turn how it ended into a screen and an exit code."""
 
     def say(text: str) -> None:
-        click.echo(loaded.redact(text), err=True)
+        launching.say(loaded.redact(text))
 
     try:
         train()
@@ -112,9 +124,8 @@ def finished(train: Callable[[], object], loaded: Loaded) -> int:
         say(render_user_error(error, loaded.document.place))
         return error.exit_code
     except GuardStop as error:
-        say(f"guard {error.guard}: {error.message}")
-        if error.fix:
-            say(f"    {error.fix}")
+        fix = f"\n    {error.fix}" if error.fix else ""
+        say(f"guard {error.guard}: {error.message}{fix}")
         return error.exit_code
     except SavedAfterSignal as error:
         say(error.message)

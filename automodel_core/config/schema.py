@@ -261,6 +261,9 @@ class GuardSettings:
         "A step that takes more samples than batch_size x grad_acc_steps, or than before a resume.",
         default="warn",
     )
+    adapter_unchanged: Literal["stop", "warn", "off"] = key(
+        "An adapter that has learned nothing by step 20, or when it is saved.", default="stop"
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from huggingface_hub.errors import HTTPError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from automodel_core.errors import UserError
+from automodel_core.export.companions import copy_companions
 from automodel_core.export.stored import has_safetensors, open_stored, weight_files
 from automodel_core.protocols import ModelSource
 from automodel_core.train.rng import seed_everything
@@ -35,6 +37,12 @@ class Base:
     config: PretrainedConfig
     source: ModelSource | None = None
 
+    @property
+    def quantized(self) -> str | None:
+        """How its weights are quantized, as transformers calls it."""
+        settings = getattr(self.config, "quantization_config", None)
+        return str(settings.get("quant_method", "some method")) if settings else None
+
     def without_weights(self) -> PreTrainedModel:
         """The model on PyTorch's meta device."""
         try:
@@ -52,7 +60,8 @@ class Base:
 
 
 def named_base(name: str, revision: str | None) -> Base:
-    """A model in a folder, or on the Hub; only what is needed of it is fetched.
+    """A model in a folder, or on the Hub; only what is needed of it is fetched. Its weights may be
+    quantized.
 
     Raises:
         UserError: There is no such model, or not in safetensors.
@@ -63,14 +72,7 @@ def named_base(name: str, revision: str | None) -> Base:
             f"{name} has no safetensors, from which weights are merged one at a time.",
             fix="name the same model in safetensors with --base",
         )
-    config = read_config(folder)
-    if getattr(config, "quantization_config", None):
-        raise UserError(
-            f"The weights of {name} are quantized: an adapter can't be merged into them without a "
-            "loss.",
-            fix="name the model that it was quantized from with --base",
-        )
-    return Base(folder, config)
+    return Base(folder, read_config(folder))
 
 
 def stored_base(source: ModelSource) -> Base | None:
@@ -139,6 +141,47 @@ def rewritten_base(
         model = source.load_model(dtype, torch.device("cpu"))
         model.save_pretrained(folder)
         yield Base(Path(folder), model.config)
+
+
+@contextmanager
+def dequantized_base(base: Base, near: Path) -> Iterator[Base]:
+    """What quantized weights stand for, loaded whole and written in float32 to a folder that lasts
+    as long as the context.
+
+    Args:
+        base: The quantized model.
+        near: An existing folder on a disk with room for it.
+
+    Raises:
+        UserError: transformers can't undo this kind of quantization here.
+    """
+    config = copy.deepcopy(base.config)
+    config.quantization_config["dequantize"] = True
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            base.folder, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise not_dequantized(base, first_line(error)) from None
+    if left := [name for name, each in model.named_parameters() if each.dtype != torch.float32]:
+        raise not_dequantized(base, f"{left[0]} is {model.get_parameter(left[0]).dtype} still")
+    if lost := sorted(report["missing_keys"]):
+        raise not_dequantized(base, f"it has no {lost[0]}")
+    with TemporaryDirectory(dir=near, prefix=".base-") as folder:
+        # Its original format is the quantized one.
+        model.save_pretrained(folder, save_original_format=False)
+        copy_companions(Path(folder), base.folder)
+        config = model.config
+        del model
+        yield Base(Path(folder), config)
+
+
+def not_dequantized(base: Base, reason: str) -> UserError:
+    """The refusal of a base whose quantization can't be undone."""
+    return UserError(
+        f"The weights of {base.folder} ({base.quantized}) can't be dequantized here: {reason}",
+        fix="name the model that it was quantized from with --base",
+    )
 
 
 def first_line(error: Exception) -> str:

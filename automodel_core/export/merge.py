@@ -19,6 +19,7 @@ from automodel_core.errors import UserError
 from automodel_core.export.adapters import adapter_of, prompts_of
 from automodel_core.export.base import (
     Base,
+    dequantized_base,
     first_line,
     named_base,
     rewritten_base,
@@ -50,6 +51,7 @@ class MergeSettings:
         base: Folder or Hub name of the base model, if it isn't where it was.
         dtype: What weights are written as; None keeps those of the base.
         shard_bytes: See `ShardWriter`.
+        lossy: Take a quantized base for what its weights stand for; otherwise it is refused.
         check: Compare the merged with the unmerged model afterwards.
         say: Prints a line.
     """
@@ -61,6 +63,7 @@ class MergeSettings:
     base: str | None
     dtype: torch.dtype | None
     shard_bytes: int
+    lossy: bool
     check: bool
     say: Say
 
@@ -120,10 +123,10 @@ def open_base(settings: MergeSettings) -> Iterator[Base]:
         UserError: It can't be found or read, or isn't what the run trained on.
     """
     config = settings.config
-    if settings.base is not None:
-        yield named_base(settings.base, None)
-    elif config is None:
-        yield named_base(*base_of_adapter(settings.saved.folder))
+    if settings.base is not None or config is None:
+        named = (settings.base, None) if settings.base else base_of_adapter(settings.saved.folder)
+        with in_full(settings, named_base(*named)) as base:
+            yield base
     else:
         manifest = json.loads((settings.saved.checkpoint / "manifest.json").read_text())
         source: ModelSource = settings.targets.build(config.model, {"seed": config.rng.seed})
@@ -133,9 +136,40 @@ def open_base(settings: MergeSettings) -> Iterator[Base]:
             return
         settings.say(f"{source.name} isn't stored in safetensors: it is loaded whole.")
         dtype = getattr(torch, manifest["precision"]["frozen weights"])
-        settings.out.parent.mkdir(parents=True, exist_ok=True)
-        with rewritten_base(source, dtype, config.rng.seed, settings.out.parent) as base:
+        with rewritten_base(source, dtype, config.rng.seed, beside(settings.out)) as base:
             yield base
+
+
+@contextmanager
+def in_full(settings: MergeSettings, base: Base) -> Iterator[Base]:
+    """A base as it is, or dequantized if it has to be and the user says so.
+
+    Raises:
+        UserError: Its weights are quantized and must not be, or can't be dequantized.
+    """
+    if base.quantized is None:
+        yield base
+        return
+    if not settings.lossy:
+        raise UserError(
+            f"The weights of {base.folder} are quantized ({base.quantized}): an adapter can't be "
+            "merged into them without a loss.",
+            fix="name the model that it was quantized from with --base, or add --lossy",
+        )
+    settings.say(
+        f"{base.folder} is quantized ({base.quantized}): it is loaded whole, and each weight is "
+        "taken for the number that it stands for. What quantizing it has lost stays lost; the "
+        "merged model isn't quantized any more"
+        + (", and in float32 (--dtype bfloat16 halves it)." if settings.dtype is None else ".")
+    )
+    with dequantized_base(base, beside(settings.out)) as whole:
+        yield whole
+
+
+def beside(target: Path) -> Path:
+    """The folder that `target` will be in, made if need be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.parent
 
 
 def check_same_model(source: ModelSource, manifest: dict[str, Any]) -> None:

@@ -6,25 +6,25 @@ the run is put together.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pluggy
 import torch
 from transformers import PreTrainedModel
 
+from automodel_core import hooks, ranks
 from automodel_core.config.schema import RunConfig
 from automodel_core.errors import SavedAfterSignal, UserError
 from automodel_core.protocols import Adapter
-from automodel_core.targets import at, each_target
-from automodel_core.train.checkpoint import (
-    CheckpointWriter,
-    best_checkpoint,
-    damaged,
-    discard_unfinished,
-)
+from automodel_core.targets import each_target
+from automodel_core.train.checkpoint import CheckpointWriter, best_checkpoint, discard_unfinished
 from automodel_core.train.console import Console
 from automodel_core.train.context import RunContext
 from automodel_core.train.due import validation_owed
@@ -35,14 +35,14 @@ from automodel_core.train.generation import (
     scored,
 )
 from automodel_core.train.guards import Guards, LostUpdates, check_trainable
-from automodel_core.train.head import check_head, split_head
 from automodel_core.train.loop import train
+from automodel_core.train.model_loading import load_model
 from automodel_core.train.observed import observed
 from automodel_core.train.precision import assert_precision
 from automodel_core.train.prepare import Prepared, check_space, prepare
 from automodel_core.train.quiet import quiet_libraries
 from automodel_core.train.resume import check_same_data, checkpoint_to_resume
-from automodel_core.train.rng import be_deterministic, seed_everything
+from automodel_core.train.rng import be_deterministic
 from automodel_core.train.run import Run
 from automodel_core.train.run_folder import (
     go_back_to,
@@ -53,9 +53,10 @@ from automodel_core.train.run_folder import (
 )
 from automodel_core.train.saving import forget_later_lines, restore
 from automodel_core.train.signals import StopRequest, stop_on_signals
-from automodel_core.train.state import load_training_state
 from automodel_core.train.step import Objective
 from automodel_core.train.summary import print_plan, print_summary
+from automodel_core.train.together import Together
+from automodel_core.train.world import World, check_alike
 
 
 def fine_tune(config: RunConfig, context: RunContext) -> Path:
@@ -84,39 +85,68 @@ def fine_tune(config: RunConfig, context: RunContext) -> Path:
 
 def whole_run(config: RunConfig, context: RunContext, stop: StopRequest) -> Path:
     """See `fine_tune`, which adds what a signal means before and after training."""
-    console = Console(context.verbosity)
+    is_main = ranks.rank() == 0
+    console = Console(context.verbosity if is_main else -1)
     for each in context.allowed:
         console.say(f"The configuration may name {each['prefix']}: allowed by {each['source']}.")
     if config.deterministic:
         be_deterministic()
+    with run_folder(config, context) if is_main else nullcontext((None, None)) as place:
+        started = time.perf_counter()
+        prepared = prepare(config, context, console)
+        world = prepared.world
+        with world.formed(prepared.device, config.dist_env):
+            check_alike(world, facts(context))
+            folder, checkpoint = (each and Path(each) for each in world.from_main(place))
+            if is_main:
+                check_space(config, prepared, folder)
+            if checkpoint is not None:
+                check_same_data(checkpoint, prepared.data.fingerprint, config.dataset.path)
+            run = load(config, context, console, prepared, folder, checkpoint)
+            run.seconds["prepare"] = run.seconds.get("prepare", 0.0) + time.perf_counter() - started
+            if run.finished and not validation_owed(run):
+                console.say(
+                    f"{folder} already holds this run, finished at step {run.step}. "
+                    "Raise max_steps or num_epochs to go on, or pass --fresh to start again."
+                )
+                return folder
+            train_and_tell(run, context, prepared, stop)
+    return folder
+
+
+def train_and_tell(run: Run, context: RunContext, prepared: Prepared, stop: StopRequest) -> None:
+    """Training, between what is told before and after it."""
+    console = run.console
+    if run.world.is_main:
+        (run.folder / "config.yaml").write_text(context.effective_yaml)
+    with observed(run, context.command) if run.world.is_main else nullcontext():
+        print_plan(console, run, prepared.source)
+        before = answers_before(run, prepared.questions)
+        train(run, stop)
+        if before is not None:
+            after = answer(run, prepared.questions, "after")
+            console.answers(
+                prepared.questions, before, after, run.config.generation_eval.num_samples
+            )
+        print_summary(console, run, context.command)
+
+
+@contextmanager
+def run_folder(config: RunConfig, context: RunContext) -> Iterator[tuple[str, str | None]]:
+    """The run's folder, locked, and the checkpoint to go on from; rank 0 keeps it."""
     folder = open_run_folder(config.checkpoint.checkpoint_dir, fresh=context.fresh)
     with locked(folder):
         discard_unfinished(folder)
         checkpoint = checkpoint_to_resume(folder, context)
-        started = time.perf_counter()
-        prepared = prepare(config, context, console)
-        check_space(config, prepared, folder)
-        if checkpoint is not None:
-            check_same_data(checkpoint, prepared.data.fingerprint, config.dataset.path)
-        run = load(config, context, console, prepared, folder, checkpoint)
-        run.seconds["prepare"] = run.seconds.get("prepare", 0.0) + time.perf_counter() - started
-        if run.finished and not validation_owed(run):
-            console.say(
-                f"{folder} already holds this run, finished at step {run.step}. "
-                "Raise max_steps or num_epochs to go on, or pass --fresh to start again."
-            )
-            return folder
-        (folder / "config.yaml").write_text(context.effective_yaml)
-        with observed(run, context.command):
-            print_plan(console, run, prepared.source)
-            before = answers_before(run, prepared.questions)
-            train(run, stop)
-            if before is not None:
-                after = answer(run, prepared.questions, "after")
-                shown = config.generation_eval.num_samples
-                console.answers(prepared.questions, before, after, shown)
-            print_summary(console, run, context.command)
-    return folder
+        yield str(folder), checkpoint and str(checkpoint)
+
+
+def facts(context: RunContext) -> dict[str, str]:
+    """What must be equal on all ranks."""
+    names = ("automodel-core", "torch", "transformers")
+    told = {f"the version of {name}": version(name) for name in names}
+    digest = hashlib.sha256(json.dumps(context.effective, default=str).encode()).hexdigest()
+    return {**told, "the configuration": f"sha256 {digest[:12]}"}
 
 
 def load(
@@ -128,22 +158,33 @@ def load(
     checkpoint: Path | None,
 ) -> Run:
     """Model, optimizer and state: the part that reads weights."""
-    model = load_model(config, prepared, checkpoint, console)
+    world = prepared.world
+    loaded = load_model(config, prepared, checkpoint, console)
+    model = loaded.model
     check_trainable(model)
     assert_precision(model, prepared.precision)
     optimizer = build_optimizer(config, context, model, prepared.adapter)
     run = Run(
         config=config,
+        world=world,
         folder=folder,
         effective_yaml=context.effective_yaml,
         manifest=provenance(config, context, prepared),
         console=console,
-        hooks=context.hooks,
+        hooks=context.hooks if world.is_main else no_hooks(),
         loggers=prepared.loggers,
         model=model,
+        sharded_saves=loaded.sharded_saves,
         adapter=prepared.adapter,
         tokenizer=prepared.tokenizer,
-        objective=build_objective(config, context, prepared, model),
+        objective=Objective.of(
+            model,
+            loaded.spread,
+            context.targets.build(config.loss_fn, prepared.supplied),
+            prepared.precision,
+            prepared.device,
+            world,
+        ),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(prepared.device.type, enabled=prepared.precision.loss_scaling),
         rng=context.targets.build(
@@ -151,7 +192,7 @@ def load(
             prepared.supplied,
             seed=config.rng.seed,
             ranked=config.rng.ranked,
-            rank=0,
+            rank=world.data_rank,
         ),
         guards=Guards(
             config.guards,
@@ -162,7 +203,8 @@ def load(
         ),
         writer=CheckpointWriter(
             background=writes_beside(config, prepared.device),
-            published=after_publishing(config, context, folder),
+            published=after_publishing(config, context, folder, world),
+            together=Together(),
         ),
         data=prepared.data,
         validation=prepared.validation,
@@ -173,9 +215,9 @@ def load(
         forget_later_lines(run)
         run.guards.batch(run.data.layout)
     else:
-        tensors, state = load_training_state(checkpoint)
-        go_back_to(checkpoint, folder)
-        restore(run, tensors, state)
+        if world.is_main:
+            go_back_to(checkpoint, folder)
+        state = restore(run, checkpoint)
         console.say(f"Going on from {checkpoint} (step {run.step}){moved(state, run)}.")
         run.hooks.automodel_checkpoint_loaded(folder=folder, step=run.step, path=checkpoint)
     return run
@@ -185,6 +227,13 @@ def moved(state: dict[str, Any], run: Run) -> str:
     """How the run that is gone on with was spread, if that was otherwise."""
     before, now = state["ranks"], run.data.layout.ranks
     return "" if before == now else f" with {now} data-parallel ranks; it had {before}"
+
+
+def no_hooks() -> pluggy.HookRelay:
+    """Observers are told on rank 0 alone."""
+    manager = pluggy.PluginManager(hooks.PROJECT)
+    manager.add_hookspecs(hooks)
+    return manager.hook
 
 
 def writes_beside(config: RunConfig, device: torch.device) -> bool:
@@ -208,12 +257,14 @@ def provenance(config: RunConfig, context: RunContext, prepared: Prepared) -> di
 
 
 def after_publishing(
-    config: RunConfig, context: RunContext, folder: Path
+    config: RunConfig, context: RunContext, folder: Path, world: World
 ) -> Callable[[Path], None]:
     """What follows a complete checkpoint: the link to the best, pruning, telling the observers."""
     section = config.checkpoint
 
     def published(checkpoint: Path) -> None:
+        if not world.is_main:
+            return
         if section.keep_best and (best := best_checkpoint(folder, section.keep_best)):
             point_to(best, "best")
         prune(folder, section.keep_last)
@@ -223,61 +274,31 @@ def after_publishing(
     return published
 
 
-def load_model(
-    config: RunConfig, prepared: Prepared, checkpoint: Path | None, console: Console
-) -> PreTrainedModel:
-    """The weights: the source's own, drawn from the run's seed, or a checkpoint's. With adapters,
-    the base is always the source's own and the checkpoint has the adapter."""
-    seed_everything(prepared.supplied["seed"])
-    saved, adapter = checkpoint / "model" if checkpoint else None, prepared.adapter
-    with at(config.model.path):
-        weights = None if adapter else saved
-        try:
-            model = prepared.source.load_model(prepared.precision.weights, prepared.device, weights)
-        except UserError as error:
-            if weights is None:
-                raise
-            raise damaged(checkpoint, "model/", f"can't be read. {error.message}") from None
-        if weights is None:
-            rows = model.get_input_embeddings().num_embeddings
-            prepared.source.check_vocabulary(model, prepared.tokenizer)
-            if adapter is not None and model.get_input_embeddings().num_embeddings != rows:
-                raise UserError(
-                    "New rows of the embeddings would be lost: an adapter is saved without them.",
-                    fix="leave resize_embeddings and the new tokens out, or tune all weights",
-                )
-    if adapter is not None:
-        with at(config.peft.path):
-            for line in adapter.apply(model).lines:
-                console.say(line)
-            if saved is not None:
-                adapter.load(model, saved)
-    return model
-
-
-def build_objective(
-    config: RunConfig, context: RunContext, prepared: Prepared, model: PreTrainedModel
-) -> Objective:
-    """The loss on what it works on: logits, or hidden states and the head that follows them."""
-    loss = context.targets.build(config.loss_fn, prepared.supplied)
-    parts = None
-    if loss.input == "hidden_states":
-        parts = split_head(model)
-        check_head(model, parts)
-    return Objective(model, loss, prepared.precision, prepared.device, parts)
-
-
 def build_optimizer(
     config: RunConfig, context: RunContext, model: PreTrainedModel, adapter: Adapter | None
 ) -> torch.optim.Optimizer:
     """The YAML's optimizer over what trains."""
     make = context.targets.bind(config.optimizer, {"seed": config.rng.seed})
+    if adapter is not None:
+        groups = adapter.parameter_groups(model, config.optimizer.arguments["lr"])
+    else:
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
     try:
-        if adapter is not None:
-            return make(adapter.parameter_groups(model, config.optimizer.arguments["lr"]))
-        return make([p for p in model.parameters() if p.requires_grad])
+        return make(by_mesh(groups))
     except ValueError as error:  # how torch refuses a value, such as a negative lr
         raise UserError(f"{error}.", path=config.optimizer.path) from None
+
+
+def by_mesh(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameters that are cut over other ranks in groups of their own: optimizers that update many
+    tensors at once can't mix them."""
+    parted = []
+    for group in groups:
+        parts: dict[Any, list[torch.nn.Parameter]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+        parted += [{**group, "params": part} for part in parts.values()]
+    return parted
 
 
 def answers_before(run: Run, questions: list[Question]) -> Answers | None:

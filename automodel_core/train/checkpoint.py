@@ -4,7 +4,7 @@ A checkpoint is one directory, `epoch_E_step_S/`, that appears complete or not a
 
     model/                 opens in plain transformers: weights, config, tokenizer, chat template
     training/optimizer/    the optimizer's tensors, named `<parameter>/<key>`, in safetensors
-    training/state.json    step, cursor, counts, random state
+    training/state.json    step, cursor, counts; beside it the random state of every rank
     config.yaml            the effective configuration
     manifest.json          versions, sizes and hashes of every file
 
@@ -27,6 +27,7 @@ from typing import Any
 
 from automodel_core.errors import UserError
 from automodel_core.train.run_folder import checkpoints_in, point_to
+from automodel_core.train.together import Together
 
 FORMAT, MANIFEST = 1, "manifest.json"
 
@@ -43,10 +44,14 @@ class CheckpointWriter:
     Attributes:
         background: Whether it writes beside the run.
         published: Called in the run's own thread with each checkpoint that is complete.
+        together: The ranks, each of which writes its part.
     """
 
-    def __init__(self, *, background: bool, published: Callable[[Path], None]) -> None:
+    def __init__(
+        self, *, background: bool, published: Callable[[Path], None], together: Together
+    ) -> None:
         self.background = background
+        self.together = together
         self._pool = ThreadPoolExecutor(1, "checkpoint") if background else None
         self.published = published
         self._pending: Future[Path] | None = None
@@ -55,9 +60,11 @@ class CheckpointWriter:
         """Start to write `target`, when the one before it is done."""
         self.settle()
         if self._pool is None:
-            self.published(write_checkpoint(target, fill, manifest))
+            self.published(write_checkpoint(target, fill, manifest, self.together))
         else:
-            self._pending = self._pool.submit(write_checkpoint, target, fill, manifest)
+            self._pending = self._pool.submit(
+                write_checkpoint, target, fill, manifest, self.together
+            )
 
     def poll(self) -> None:
         """Announce a checkpoint that has become complete meanwhile."""
@@ -71,13 +78,16 @@ class CheckpointWriter:
             self.published(pending.result())
 
 
-def write_checkpoint(target: Path, fill: Callable[[Path], None], manifest: dict[str, Any]) -> Path:
+def write_checkpoint(
+    target: Path, fill: Callable[[Path], None], manifest: dict[str, Any], together: Together
+) -> Path:
     """Write aside, flush, verify, publish with one rename, and move `latest`.
 
     Args:
-        target: The directory to publish.
-        fill: Fills the directory it is given.
+        target: The directory to publish, the same for all ranks.
+        fill: Puts this rank's part into the directory it is given.
         manifest: What to record beside sizes and hashes.
+        together: The ranks; the first of them makes, seals and publishes the directory.
 
     Returns:
         `target`.
@@ -85,19 +95,29 @@ def write_checkpoint(target: Path, fill: Callable[[Path], None], manifest: dict[
     Raises:
         UserError: The disk is full or not writable; older checkpoints are untouched.
     """
-    aside = target.with_name(f".saving-{target.name}")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside, is_main = target.with_name(f".saving-{target.name}"), together.rank == 0
+
+    def begin() -> None:
+        if is_main:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+
+    def publish() -> None:
+        if is_main:
+            seal(aside, manifest)
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(aside, target)
+            flush(target.parent)
+            point_to(target, "latest")
+
     try:
-        aside.mkdir(parents=True)
+        together.do(begin)
         fill(aside)
-        seal(aside, manifest)
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(aside, target)
-        flush(target.parent)
-        point_to(target, "latest")
+        together.do(publish)
         return target
     except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        if is_main:
+            shutil.rmtree(aside, ignore_errors=True)
         if (said := disk_trouble(error)) is None:
             raise
         raise UserError(

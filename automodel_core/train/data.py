@@ -13,10 +13,11 @@ import torch
 
 from automodel_core.config.schema import DataLoader, RunConfig, StepScheduler
 from automodel_core.errors import UserError
-from automodel_core.protocols import Batch, Dataset
+from automodel_core.protocols import IGNORE_INDEX, Batch, Dataset
 from automodel_core.targets import Targets
 from automodel_core.train.fingerprint import fingerprint
-from automodel_core.train.order import Cursor, EpochBatches, Layout, Order, epoch_order
+from automodel_core.train.order import Cursor, EpochBatches, Layout, Order, deal, epoch_order
+from automodel_core.train.world import World
 
 # A loader over micro-batches of indices.
 MakeLoader = Callable[[EpochBatches], Any]
@@ -35,12 +36,37 @@ def loader_maker(
 
     def loader(batches: EpochBatches) -> Any:
         generator = torch.Generator().manual_seed(supplied["seed"])
-        return make(dataset, batch_sampler=batches, collate_fn=collate, generator=generator)
+        sampler = Filled(batches)
+        return make(dataset, batch_sampler=sampler, collate_fn=collate, generator=generator)
 
     return loader
 
 
-def plan_layout(scheduler: StepScheduler, micro_batch: int, ranks: int = 1) -> Layout:
+@attrs.frozen
+class Filled:
+    """Micro-batches for a loader, none of them empty.
+
+    Where a step has fewer samples than ranks, some rank has none. It is given one all the same,
+    whose labels `unsupervised` masks: every rank must make the same passes.
+    """
+
+    batches: EpochBatches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (indices or [0] for indices in self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def unsupervised(batch: Batch) -> Batch:
+    """The batch as if nothing of it were to be learned."""
+    return batch | {"labels": torch.full_like(batch["labels"], IGNORE_INDEX)}
+
+
+def plan_layout(
+    scheduler: StepScheduler, micro_batch: int, ranks: int = 1, rank: int = 0
+) -> Layout:
     """How a step's samples are spread: by grad_acc_steps, or so that global_batch_size is kept.
 
     Raises:
@@ -48,7 +74,7 @@ def plan_layout(scheduler: StepScheduler, micro_batch: int, ranks: int = 1) -> L
     """
     wanted, accumulation = scheduler.global_batch_size, scheduler.grad_acc_steps
     if wanted is None:
-        return Layout(micro_batch, accumulation or 1, ranks)
+        return Layout(micro_batch, accumulation or 1, ranks, rank)
     per_round = micro_batch * ranks
     if wanted % per_round or accumulation not in (None, wanted // per_round):
         times = f" x {accumulation} grad_acc_steps" if accumulation else ""
@@ -58,7 +84,7 @@ def plan_layout(scheduler: StepScheduler, micro_batch: int, ranks: int = 1) -> L
             fix=f"write a multiple of {per_round}, and leave grad_acc_steps out",
             path=("step_scheduler", "global_batch_size"),
         )
-    return Layout(micro_batch, wanted // per_round, ranks)
+    return Layout(micro_batch, wanted // per_round, ranks, rank)
 
 
 @attrs.frozen
@@ -69,11 +95,13 @@ class StepData:
         epoch: 0 is the first.
         samples: The numbers of its samples, over all ranks.
         batches: This rank's micro-batches.
+        filled: Which of them only keep the other ranks company.
     """
 
     epoch: int
     samples: list[int]
     batches: list[Batch]
+    filled: list[bool]
 
 
 @attrs.define(slots=False)
@@ -97,14 +125,19 @@ class TrainingData:
 
     @classmethod
     def build(
-        cls, config: RunConfig, targets: Targets, dataset: Dataset, supplied: dict[str, Any]
+        cls,
+        config: RunConfig,
+        targets: Targets,
+        dataset: Dataset,
+        supplied: dict[str, Any],
+        world: World,
     ) -> TrainingData:
         """From the `dataloader` and `step_scheduler` sections."""
-        section = config.dataloader
+        section, scheduler = config.dataloader, config.step_scheduler
         return cls(
             dataset=dataset,
             make_loader=loader_maker(targets, section, dataset, supplied),
-            layout=plan_layout(config.step_scheduler, section.batch_size),
+            layout=plan_layout(scheduler, section.batch_size, world.data_ranks, world.data_rank),
             seed=config.rng.seed,
             shuffle=section.shuffle,
         )
@@ -133,10 +166,14 @@ class TrainingData:
             rest = EpochBatches(self._order, self.cursor.samples, self.layout)
             self._batches = iter(self.make_loader(rest))
         start = self.cursor.samples
+        group = self._order[start : start + self.layout.group]
+        mine = deal(group, self.layout)
+        batches = islice(self._batches, len(mine))
         return StepData(
             epoch=self.cursor.epoch,
-            samples=[int(i) for i in self._order[start : start + self.layout.group]],
-            batches=list(islice(self._batches, self.layout.grad_acc_steps)),
+            samples=[int(index) for index in group],
+            batches=[b if own else unsupervised(b) for b, own in zip(batches, mine, strict=True)],
+            filled=[not own for own in mine],
         )
 
     def advance(self) -> None:
@@ -163,12 +200,21 @@ class ValidationData:
 
     @classmethod
     def build(
-        cls, config: RunConfig, targets: Targets, dataset: Dataset, supplied: dict[str, Any]
+        cls,
+        config: RunConfig,
+        targets: Targets,
+        dataset: Dataset,
+        supplied: dict[str, Any],
+        world: World,
     ) -> ValidationData:
         """From the `validation_dataloader` section, else from `dataloader`."""
         section = config.validation_dataloader or config.dataloader
         make = loader_maker(targets, section, dataset, supplied)
-        return cls(dataset, make, Layout(section.batch_size))
+        layout = Layout(section.batch_size, 1, world.data_ranks, world.data_rank)
+        return cls(dataset, make, layout)
 
     def batches(self) -> Iterator[Batch]:
-        return iter(self.make_loader(EpochBatches(range(len(self.dataset)), 0, self.layout)))
+        """This rank's share; as many as every other rank has."""
+        mine = EpochBatches(range(len(self.dataset)), 0, self.layout)
+        for batch, own in zip(self.make_loader(mine), mine, strict=True):
+            yield batch if own else unsupervised(batch)

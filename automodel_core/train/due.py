@@ -22,7 +22,7 @@ def validation_due(run: Run) -> bool:
 
 def validation_owed(run: Run) -> bool:
     """Whether a signal stopped the run between its last step and that step's validation."""
-    done = {record["step"] for record in run.validation_log.read()}
+    done = {record["step"] for record in run.validations}
     return run.step > 0 and validation_due(run) and run.step not in done
 
 

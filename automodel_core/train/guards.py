@@ -18,9 +18,9 @@ import torch
 
 from automodel_core.config.schema import GuardSettings
 from automodel_core.errors import GuardStop
+from automodel_core.protocols import Adapter
 from automodel_core.train.metrics import StepMetrics
 from automodel_core.train.order import Layout
-from automodel_core.train.step import MicroBatch
 
 # A spike stands this far above the median of the recent losses: at least so many nats, and so many
 # times their noise. That is measured from one loss to the next (von Neumann et al. 1941), so that a
@@ -34,6 +34,9 @@ SAMPLES_SHOWN = 16
 # Of the elements whose gradient isn't zero, this share may stay where it is.
 LOST_SHARE, LOST_EVERY, LOST_SAMPLE = 0.5, 50, 2**16
 
+# By this step an adapter has changed, warm-up and the first skipped steps of float16 included.
+ADAPTER_STEP = 20
+
 
 def check_trainable(model: torch.nn.Module) -> int:
     """nothing_trainable: at least one parameter must require a gradient. Returns their number."""
@@ -43,9 +46,9 @@ def check_trainable(model: torch.nn.Module) -> int:
     return trainable
 
 
-def check_supervision(step: int, micro_batches: Sequence[MicroBatch]) -> None:
+def check_supervision(step: int, label_tokens: float) -> None:
     """no_supervised_tokens: a step whose labels are all masked has nothing to learn from."""
-    if not any(micro_batch.label_tokens for micro_batch in micro_batches):
+    if not label_tokens:
         raise GuardStop(
             "no_supervised_tokens",
             f"Step {step} has no supervised token: every label of its samples is masked.",
@@ -154,10 +157,10 @@ class Guards:
     _lost_shares: dict[int, torch.Tensor] = attrs.field(factory=dict)
     _warned: set[str] = attrs.field(factory=set)
 
-    def before_step(self, step: int, micro_batches: Sequence[MicroBatch]) -> None:
-        """What can be seen before the forward pass."""
+    def before_step(self, step: int, label_tokens: float) -> None:
+        """What can be seen before the forward pass: the supervised tokens of all ranks."""
         if self.settings.no_supervised_tokens == "stop":
-            check_supervision(step, micro_batches)
+            check_supervision(step, label_tokens)
 
     def take_step(
         self,
@@ -230,6 +233,18 @@ class Guards:
             self.once("effective_batch", f"A step takes {how}; before, it took {before}. {fix}")
         elif before is None and layout.ranks > 1 and not self.batch_is_chosen:
             self.once("effective_batch", f"A step takes {how}. {fix}")
+
+    def adapter(self, adapter: Adapter, model: torch.nn.Module) -> None:
+        """adapter_unchanged, and whatever else the adapter finds, which always stops the run."""
+        try:
+            adapter.check(model)
+        except GuardStop as found:
+            switchable = found.guard == "adapter_unchanged"
+            does = self.settings.adapter_unchanged if switchable else "stop"
+            if does == "stop":
+                raise
+            if does == "warn":
+                self.once(found.guard, " ".join(filter(None, [found.message, found.fix])))
 
     def state_dict(self) -> dict[str, Any]:
         """What the guards remember, for a run that goes on."""

@@ -57,8 +57,15 @@ def split_head(model: PreTrainedModel) -> Split:
 
 
 @torch.no_grad()
-def check_head(model: PreTrainedModel, split: Split) -> None:
+def check_head(
+    model: PreTrainedModel, split: Split, one_pass: Callable[[Callable], Callable] = lambda f: f
+) -> None:
     """Compare the parts with the whole on eight tokens.
+
+    Args:
+        model: The whole.
+        split: The parts.
+        one_pass: Makes a function of the parts a forward pass of a model that is spread over ranks.
 
     Raises:
         UserError: The model does something between its hidden states and its logits that
@@ -69,8 +76,8 @@ def check_head(model: PreTrainedModel, split: Split) -> None:
     was_training = model.training
     model.eval()
     try:
-        whole = model(input_ids=tokens, use_cache=False).logits
-        parts = split.head(split.backbone(input_ids=tokens))
+        whole = one_pass(lambda ids: model(input_ids=ids, use_cache=False).logits)(tokens)
+        parts = one_pass(lambda ids: split.head(split.backbone(input_ids=ids)))(tokens)
     finally:
         model.train(was_training)
     tolerance = 4 * torch.finfo(whole.dtype).eps * whole.abs().max()

@@ -10,6 +10,7 @@ import torch
 
 from automodel_core.randomness import remember_randomness
 from automodel_core.train.due import save_due, validation_due, validation_owed
+from automodel_core.train.guards import ADAPTER_STEP
 from automodel_core.train.readings import LATE, Reading, StepClock, to_host
 from automodel_core.train.run import Run
 from automodel_core.train.saving import amend_metrics, save, saved_after_signal
@@ -29,11 +30,11 @@ def train(run: Run, stop: StopRequest) -> None:
     run.model.train()
     with run.console.training(run.step, run.horizon.total_steps):
         try:
-            stop.patient = True
+            stop.patient, stop.alone = True, run.world.alone
             take_steps(run, stop)
         except Dropped:
             report(run, late=0)
-        if stop:
+        if asked_to_stop(run, stop):
             raise saved_after_signal(run, stop.signal_name)
         run.writer.settle()
         stop.patient = False
@@ -45,16 +46,24 @@ def take_steps(run: Run, stop: StopRequest) -> None:
         with stop.droppable():
             validate(run)
         amend_metrics(run)
-    while not (run.finished or stop):
+    while not (run.finished or asked_to_stop(run, stop)):
         run.readings.append(optimizer_step(run, stop))
-        pausing = stop or run.finished or validation_due(run) or save_due(run)
+        due = validation_due(run) or save_due(run) or run.step == ADAPTER_STEP
+        pausing = stop or run.finished or due
         report(run, late=0 if pausing else LATE)
-        if validation_due(run) and not stop:
+        if run.adapter is not None and run.step == ADAPTER_STEP:
+            run.guards.adapter(run.adapter, run.model)
+        if validation_due(run) and not asked_to_stop(run, stop):
             with stop.droppable():
                 validate(run)
-        if save_due(run) and not stop:
+        if save_due(run) and not asked_to_stop(run, stop):
             save(run)
         run.writer.poll()
+
+
+def asked_to_stop(run: Run, stop: StopRequest) -> bool:
+    """Whether this rank is to stop; ranks agree on it with the tokens of a step."""
+    return bool(stop) if run.world.alone else run.stop_agreed
 
 
 def optimizer_step(run: Run, stop: StopRequest) -> Reading:
@@ -66,7 +75,7 @@ def optimizer_step(run: Run, stop: StopRequest) -> Reading:
     restore_randomness = remember_randomness()
     try:
         with stop.droppable():
-            reading, grad_norm = gradients(run)
+            reading, grad_norm = gradients(run, stop)
     except Dropped:
         run.optimizer.zero_grad(set_to_none=True)
         restore_randomness()
@@ -79,30 +88,42 @@ def optimizer_step(run: Run, stop: StopRequest) -> Reading:
     return reading
 
 
-def gradients(run: Run) -> tuple[Reading, torch.Tensor]:
+def gradients(run: Run, stop: StopRequest) -> tuple[Reading, torch.Tensor]:
     """Fetch a whole step's micro-batches, forward and backward, and clip.
 
     Returns:
         What was measured, and the norm of the gradients before clipping, on the device.
     """
-    device = run.objective.device
+    device, world = run.objective.device, run.world
     clock, started = StepClock(device), time.perf_counter()
     data = run.data.next_step()
     waited = time.perf_counter() - started
-    micro_batches = [prepare_micro_batch(batch, device) for batch in data.batches]
-    run.guards.before_step(run.step + 1, micro_batches)
+    micro_batches = [
+        prepare_micro_batch(batch, device, world.manager.sequence_multiple)
+        for batch in data.batches
+    ]
+    label_tokens, tokens, stopping = world.sum(
+        [
+            sum(each.label_tokens for each in micro_batches),
+            sum(each.tokens for each, filled in zip(micro_batches, data.filled, strict=True)
+                if not filled),
+            bool(stop),
+        ]
+    )  # fmt: skip
+    run.stop_agreed = bool(stopping)
+    run.guards.before_step(run.step + 1, label_tokens)
     rates = set_learning_rates(run)
-    loss = accumulate_gradients(run.objective, micro_batches, run.scaler)
+    loss = accumulate_gradients(run.objective, micro_batches, label_tokens, run.scaler)
     grad_norm = clip_gradients(run)
     reading = Reading(
         step=run.step + 1,
         epoch=data.epoch,
         samples=data.samples,
         lr=rates[0],
-        num_label_tokens=sum(each.label_tokens for each in micro_batches),
-        num_tokens=sum(each.tokens for each in micro_batches),
+        num_label_tokens=int(label_tokens),
+        num_tokens=int(tokens),
         data_seconds=waited,
-        values=to_host(torch.stack([loss, grad_norm])),
+        values=to_host(torch.stack([loss, grad_norm.to(loss.device, non_blocking=True)])),
         device=device,
         clock=clock,
     )
@@ -118,6 +139,8 @@ def report(run: Run, late: int) -> None:
         run.seconds["train"] += metrics.seconds
         run.label_tokens += metrics.num_label_tokens
         run.guards.after_step(metrics, reading.samples)
+        if not run.world.is_main:
+            continue
         record = attrs.asdict(metrics)
         run.training_log.append(record)
         run.console.step(metrics)
@@ -137,8 +160,4 @@ def set_learning_rates(run: Run) -> list[float]:
 def clip_gradients(run: Run) -> torch.Tensor:
     """Unscale, measure the norm of all gradients together, and clip it if the YAML says so."""
     run.scaler.unscale_(run.optimizer)
-    parameters = [p for p in run.model.parameters() if p.grad is not None]
-    limit = run.config.clip_grad_norm
-    if limit is None:
-        return torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    return torch.nn.utils.clip_grad_norm_(parameters, limit)
+    return run.world.manager.clip(run.model.parameters(), run.config.clip_grad_norm)

@@ -10,24 +10,31 @@ import attrs
 import torch
 from transformers import AutoProcessor, AutoTokenizer
 
+from automodel_core import ranks
 from automodel_core.config.schema import PreProcessor, RunConfig, Target
 from automodel_core.errors import UserError
-from automodel_core.protocols import Adapter, Dataset, ModelSource
+from automodel_core.protocols import Adapter, Dataset, ModelSource, ParallelManager
 from automodel_core.targets import at
 from automodel_core.train.console import Console
 from automodel_core.train.context import RunContext
 from automodel_core.train.data import TrainingData, ValidationData
 from automodel_core.train.generation import Question, questions_from
 from automodel_core.train.loggers import Loggers, build_loggers
+from automodel_core.train.one_process import OneProcess
 from automodel_core.train.precision import PrecisionPlan, plan_precision
 from automodel_core.train.run_folder import check_disk_space
 from automodel_core.train.schedule import Horizon, check_schedule, plan_horizon
+from automodel_core.train.world import World, chosen_backend
+
+# What spreads a run over several processes if the YAML doesn't say.
+SEVERAL = Target("ddp", "distributed", {}, ("distributed",))
 
 
 @attrs.frozen(kw_only=True)
 class Prepared:
     """What is known before any weights are read."""
 
+    world: World
     source: ModelSource
     tokenizer: Any
     supplied: dict[str, Any]
@@ -44,7 +51,9 @@ class Prepared:
 def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepared:
     """Everything that can be built, and refused, without weights."""
     check_metrics(config)
+    world = plan_world(config, context, console)
     device = choose_device(console)
+    chosen_backend(config.dist_env.backend, device, world.size)
     source: ModelSource = context.targets.build(config.model, {"seed": config.rng.seed})
     tokenizer = load_tokenizer(config, source)
     supplied = {
@@ -63,14 +72,19 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
             )
         adapter = context.targets.build(config.peft, supplied)
     precision = plan_precision(source.torch_dtype, device, adapter.dtype if adapter else None)
-    loggers = build_loggers(config, context, supplied)
+    check_spread(world, precision)
+    loggers = build_loggers(config, context, supplied) if world.is_main else Loggers()
     dataset = build_dataset(context, console, config.dataset, supplied)
-    data = TrainingData.build(config, context.targets, dataset, supplied)
+    data = TrainingData.build(config, context.targets, dataset, supplied, world)
     horizon = plan_horizon(config.step_scheduler, data.steps_per_epoch)
     check_schedule(config.lr_scheduler, horizon)
     validation = {
         name: ValidationData.build(
-            config, context.targets, build_dataset(context, console, target, supplied), supplied
+            config,
+            context.targets,
+            build_dataset(context, console, target, supplied),
+            supplied,
+            world,
         )
         for name, target in validation_targets(config).items()
     }
@@ -78,10 +92,8 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
     if config.generation_eval is not None:
         asked = build_dataset(context, console, config.generation_eval.dataset, supplied)
         questions = questions_from(asked, tokenizer)
-    if config.distributed is not None:
-        context.targets.build(config.distributed, supplied)
-    note_one_process(config, console)
     return Prepared(
+        world=world,
         source=source,
         tokenizer=tokenizer,
         supplied=supplied,
@@ -119,20 +131,53 @@ def check_metrics(config: RunConfig) -> None:
             )
 
 
+def plan_world(config: RunConfig, context: RunContext, console: Console) -> World:
+    """How the processes that were started share the work; they don't talk to each other yet.
+
+    Raises:
+        UserError: The YAML's sizes don't fit their number.
+    """
+    world_size = ranks.world_size()
+    if config.distributed is not None:
+        manager: ParallelManager = context.targets.build(config.distributed, {})
+    elif world_size > 1:
+        manager = context.targets.build(SEVERAL, {})
+    else:
+        manager = OneProcess()
+    path = config.distributed.path if config.distributed else ()
+    with at(path):
+        sizes = manager.sizes(world_size)
+    if sizes.cp > 1:
+        raise UserError(
+            "Context parallelism isn't available yet.",
+            fix="write cp_size: 1",
+            path=(*path, "cp_size"),
+        )
+    world = World(manager, sizes, ranks.rank())
+    if world.alone and config.dist_env.backend is not None:
+        asked = config.dist_env.backend
+        console.say(f"One process: there is no process group, so dist_env.backend {asked} waits.")
+    return world
+
+
+def check_spread(world: World, precision: PrecisionPlan) -> None:
+    """Refuse what one process can do and several can't."""
+    if not world.alone and precision.loss_scaling:
+        raise UserError(
+            "float16 on several ranks would need one loss scale for all of them.",
+            fix="write torch_dtype: bfloat16 or auto",
+            path=("model", "torch_dtype"),
+        )
+
+
 def choose_device(console: Console) -> torch.device:
-    """The first CUDA device, else the CPU. Apple's MPS is refused by name: it is untested."""
+    """This rank's CUDA device, else the CPU. Apple's MPS is refused by name: it is untested."""
     if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
+        torch.cuda.set_device(ranks.local_rank())
+        return torch.device("cuda", ranks.local_rank())
     if torch.backends.mps.is_available():
         console.say("This machine has an MPS device, which isn't supported: training on the CPU.")
     return torch.device("cpu")
-
-
-def note_one_process(config: RunConfig, console: Console) -> None:
-    """One process has no group: say so where the YAML chooses one, instead of ignoring it."""
-    asked = config.dist_env.backend
-    if asked is not None:
-        console.say(f"One process: there is no process group, so dist_env.backend {asked} waits.")
 
 
 def load_tokenizer(config: RunConfig, source: ModelSource) -> Any:

@@ -22,6 +22,7 @@ from automodel_core.train.loggers import Loggers
 from automodel_core.train.readings import Reading
 from automodel_core.train.schedule import Horizon
 from automodel_core.train.step import Objective
+from automodel_core.train.world import World
 
 
 @attrs.define(kw_only=True)
@@ -29,15 +30,19 @@ class Run:
     """Everything that a run in progress holds.
 
     Attributes:
+        sharded_saves: Whether every rank can write its part of the weights.
         step: Optimizer steps done.
         ended_early: Early stopping has ended the run before its horizon.
+        stop_agreed: A signal to some rank; all ranks know of it since the same step.
         peak_lr: Learning rate of each parameter group before the schedule.
         seconds: Time spent so far, by phase.
         label_tokens: Supervised tokens trained on so far.
+        validations: The lines of `validation.jsonl`, which only rank 0 writes.
         readings: Steps asked of the device whose figures haven't been read.
     """
 
     config: RunConfig
+    world: World
     folder: Path
     effective_yaml: str
     manifest: dict[str, Any]
@@ -45,6 +50,7 @@ class Run:
     hooks: pluggy.HookRelay
     loggers: Loggers
     model: PreTrainedModel
+    sharded_saves: bool
     adapter: Adapter | None
     tokenizer: PreTrainedTokenizerBase
     objective: Objective
@@ -59,10 +65,12 @@ class Run:
     peak_lr: list[float]
     step: int = 0
     ended_early: bool = False
+    stop_agreed: bool = False
     seconds: dict[str, float] = attrs.field(
         factory=lambda: {"train": 0.0, "validate": 0.0, "save": 0.0}
     )
     label_tokens: int = 0
+    validations: list[dict[str, Any]] = attrs.field(factory=list)
     readings: deque[Reading] = attrs.field(factory=deque)
 
     @property

@@ -2,7 +2,7 @@
 
 A folder has one file of pieces for each process that wrote it, in the format of
 `stored_tensors.py`, named `<parameter>/<key>`: torch's own HuggingFaceStorageWriter would do, but
-is several times slower, and its reader learns a tensor's shape from where its last piece ends.
+takes twice the time, and its reader learns a tensor's shape from where its last piece ends.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from automodel_core.train.sharded_saving import staged
 from automodel_core.train.stored_tensors import DTYPES, StoredTensors, write_pieces
 
 
-def staged_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> list[Piece]:
-    """A copy in the host's memory of what this process writes of the optimizer's state.
+def staged_optimizer(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module, *, copy: bool = True
+) -> list[Piece]:
+    """What this process writes of the optimizer's state, staged as in `staged`.
 
     Replicas are written once. State that is a plain number becomes a float64 scalar.
     """
@@ -31,7 +33,7 @@ def staged_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -
         for key, value in state.items()
         if value is not None
     }
-    return staged(dict(sorted(state.items())))
+    return staged(dict(sorted(state.items())), copy=copy)
 
 
 def write_optimizer(folder: Path, pieces: list[Piece], rank: int, ranks: int) -> None:
@@ -57,7 +59,8 @@ def optimizer_files(folder: Path) -> list[Path]:
 def read_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, folder: Path) -> None:
     """Put back what was saved, each process its part, however it was sharded when it was saved.
 
-    Also reads whole tensors that one process has saved. Processes don't talk to each other.
+    Processes don't talk to each other. `load_state_dict` casts what it takes to the dtype of the
+    parameter, which isn't always the state's own.
 
     Args:
         model: Sharded as it is trained; its parameters are in the optimizer.
@@ -84,6 +87,10 @@ def read_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, fol
         index: state[names[p]] for index, p in enumerate(ordered) if names[p] in state
     }
     optimizer.load_state_dict(plain)
+    for parameter, loaded in optimizer.state.items():
+        for key, saved in state[names[parameter]].items():
+            if torch.is_tensor(loaded[key]) and loaded[key].dtype != saved.dtype:
+                loaded[key] = saved.to(loaded[key].device)
 
 
 def parameter_names(model: torch.nn.Module) -> dict[torch.nn.Parameter, str]:

@@ -130,23 +130,24 @@ class StagedModel:
             (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def stage_model(model: PreTrainedModel, together: Together) -> StagedModel:
-    """Copy what this process will write of a model; costs its shard in the host's memory.
+def stage_model(model: PreTrainedModel, together: Together, *, copy: bool = True) -> StagedModel:
+    """Stage what this process will write of a model; a copy costs its shard in the host's memory.
 
     No process waits for another.
     """
     tensors = saved_tensors(model)
     headers = {name: Described.of(tensor) for name, tensor in tensors.items()}
-    return StagedModel(staged(tensors), plan_files(headers, together.size))
+    return StagedModel(staged(tensors, copy=copy), plan_files(headers, together.size))
 
 
-def staged(tensors: Mapping[str, torch.Tensor]) -> list[Piece]:
-    """A copy in the host's memory of what this process writes of tensors that all hold together."""
+def staged(tensors: Mapping[str, torch.Tensor], *, copy: bool = True) -> list[Piece]:
+    """What this process writes of tensors that all hold together, in the host's memory.
+
+    Args:
+        copy: Whether the run changes them before they are written; if not, the host's own will do.
+    """
     return [
-        attrs.evolve(
-            piece,
-            values=torch.empty(piece.values.shape, dtype=piece.values.dtype).copy_(piece.values),
-        )
+        attrs.evolve(piece, values=piece.values.to("cpu", copy=copy))
         for piece in owned_pieces(tensors)
     ]
 

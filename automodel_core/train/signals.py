@@ -27,11 +27,13 @@ class StopRequest:
         signal_name: The first signal; None if there was none.
         patient: There is a step to finish first; if not, the first signal ends the run at once.
         hurried: There was a second signal.
+        alone: There are no other ranks, which would wait for what is dropped here.
     """
 
     signal_name: str | None = None
     patient: bool = False
     hurried: bool = False
+    alone: bool = True
     _droppable: bool = False
 
     def __bool__(self) -> bool:
@@ -41,9 +43,9 @@ class StopRequest:
     def droppable(self) -> Iterator[None]:
         """A block that a second signal leaves at once, by raising Dropped; also one that came
         before it."""
-        if self.hurried:
+        if self.hurried and self.alone:
             raise Dropped
-        self._droppable = True
+        self._droppable = self.alone
         try:
             yield
         finally:

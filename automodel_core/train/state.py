@@ -8,66 +8,45 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from automodel_core.train.checkpoint import damaged
+from automodel_core.train.pieces import Piece
+from automodel_core.train.sharded_optimizer import read_optimizer, write_optimizer
+from automodel_core.train.world import World
 
 
-def staged(tensor: torch.Tensor, *, copy: bool) -> torch.Tensor:
-    """A tensor in the host's memory, as a file takes it.
+def whole(tensor: torch.Tensor, *, copy: bool) -> torch.Tensor:
+    """All of a tensor in the host's memory; all ranks that hold a part must ask for it.
 
     Args:
         copy: Whether the run changes it before it is written; if not, the host's own will do.
     """
-    return tensor.detach().to("cpu", copy=copy).contiguous()
+    tensor = tensor.detach()
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.to("cpu", copy=copy).contiguous()
 
 
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, model: torch.nn.Module, *, copy: bool = True
+def staged_weights(
+    model: PreTrainedModel, *, copy: bool = True, keep: bool = True
 ) -> dict[str, torch.Tensor]:
-    """The optimizer's state, staged and named by parameter; the configuration has the rest.
+    """The whole weights, one after another; tied weights stay one tensor.
 
-    State that is a plain number (older optimizers' step counts) becomes a float64 scalar.
+    Args:
+        copy: As for `whole`.
+        keep: Whether this rank wants them, or only takes part in putting them together.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}/{key}": staged(torch.as_tensor(value), copy=copy)
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-        if value is not None
-    }
-
-
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, model: torch.nn.Module, tensors: dict[str, torch.Tensor]
-) -> None:
-    """Put back what `optimizer_tensors` took, through the optimizer's own loading.
-
-    That casts what it loads to the dtype of the parameter, which isn't always the state's own.
-    """
-    state: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        parameter, _, key = name.rpartition("/")
-        state.setdefault(parameter, {})[key] = tensor
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    ordered = [names[p] for group in optimizer.param_groups for p in group["params"]]
-    plain = optimizer.state_dict()
-    plain["state"] = {index: state[name] for index, name in enumerate(ordered) if name in state}
-    optimizer.load_state_dict(plain)
-    for parameter, loaded in optimizer.state.items():
-        for key, saved in state[names[parameter]].items():
-            if torch.is_tensor(loaded[key]) and loaded[key].dtype != saved.dtype:
-                loaded[key] = saved.to(loaded[key].device)
-
-
-def staged_weights(model: PreTrainedModel, *, copy: bool = True) -> dict[str, torch.Tensor]:
-    """The weights, staged; tied weights stay one tensor."""
     made: dict[int, torch.Tensor] = {}
-    return {
-        name: made.setdefault(tensor.data_ptr(), staged(tensor, copy=copy))
-        for name, tensor in model.state_dict().items()
-    }
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in made:
+            made[id(tensor)] = whole(tensor, copy=copy)
+        weights[name] = made[id(tensor)]
+        if not keep:
+            made[id(tensor)] = torch.empty(0)
+    return weights if keep else {}
 
 
 def save_model(
@@ -89,38 +68,58 @@ def save_model(
 
 
 def save_training_state(
-    folder: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]
+    folder: Path,
+    optimizer: list[Piece],
+    state: dict[str, Any] | None,
+    randomness: dict[str, Any] | None,
+    world: World,
 ) -> None:
-    """Tensors in safetensors, the rest as JSON: nothing that reading would have to unpickle.
+    """This rank's part of what exact resumption needs: tensors in safetensors, the rest as JSON.
 
-    torch.distributed.checkpoint can write safetensors too, in five times the time.
+    Args:
+        folder: The same for all ranks.
+        optimizer: What this rank writes of the optimizer's state.
+        state: What all ranks share; None unless this rank writes it.
+        randomness: Of this rank's samples; None unless this rank writes it.
+        world: The ranks.
     """
-    (folder / "optimizer").mkdir(parents=True)
-    if tensors:
-        save_file(tensors, folder / "optimizer" / "rank_0.safetensors")
-    (folder / "state.json").write_text(json.dumps(state))
+    write_optimizer(folder / "optimizer", optimizer, world.rank, world.size)
+    if randomness is not None:
+        (folder / f"rng_{world.data_rank}.json").write_text(json.dumps(randomness))
+    if state is not None:
+        (folder / "state.json").write_text(json.dumps(state))
 
 
-def load_training_state(checkpoint: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What `save_training_state` wrote into a checkpoint's `training` folder.
+def load_training_state(checkpoint: Path) -> dict[str, Any]:
+    """What all ranks share.
+
+    Raises:
+        UserError: A file isn't what its name says.
+    """
+    return read_json(checkpoint, "training/state.json")
+
+
+def load_randomness(checkpoint: Path, world: World) -> dict[str, Any]:
+    """The random state of this rank's samples."""
+    return read_json(checkpoint, f"training/rng_{world.data_rank}.json")
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module, checkpoint: Path
+) -> None:
+    """The optimizer's state, this rank's part of it.
 
     Raises:
         UserError: A file isn't what its name says.
     """
     try:
-        return (
-            read_tensors(checkpoint / "training" / "optimizer"),
-            json.loads((checkpoint / "training" / "state.json").read_text()),
-        )
-    except SafetensorError as error:
+        read_optimizer(optimizer, model, checkpoint / "training" / "optimizer")
+    except (SafetensorError, ValueError, OSError) as error:
         raise damaged(checkpoint, "training/optimizer/", f"can't be read ({error})") from None
+
+
+def read_json(checkpoint: Path, name: str) -> dict[str, Any]:
+    try:
+        return json.loads((checkpoint / name).read_text())
     except (OSError, ValueError, RecursionError):
-        raise damaged(checkpoint, "training/state.json", "can't be read") from None
-
-
-def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of the safetensors files in a folder."""
-    tensors: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(path)
-    return tensors
+        raise damaged(checkpoint, name, "can't be read") from None

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import attrs
 import torch
+from transformers import PreTrainedModel
 
 from automodel_core.protocols import IGNORE_INDEX, Batch, Loss
+from automodel_core.train.head import check_head, split_head
 from automodel_core.train.precision import PrecisionPlan
+from automodel_core.train.world import World
 
 
 @attrs.frozen
@@ -48,14 +52,23 @@ def shift_labels(batch: Batch) -> torch.Tensor:
     return shifted
 
 
-def prepare_micro_batch(batch: Batch, device: torch.device) -> MicroBatch:
-    """Shift and count on the CPU, where counting costs no synchronisation, then copy."""
+def prepare_micro_batch(batch: Batch, device: torch.device, multiple: int = 1) -> MicroBatch:
+    """Shift and count on the CPU, where counting costs no synchronisation, then copy.
+
+    Args:
+        batch: As collated.
+        device: Where the model is.
+        multiple: Rows are padded to a multiple of so many tokens.
+    """
+    if batch["labels"].shape[1] % multiple:
+        batch = padded(batch, multiple)
     labels = shift_labels(batch)
+    left_out = {"labels", "sample_id"} | (MASKS if is_causal_alone(batch) else set())
     return MicroBatch(
         inputs={
             name: tensor.to(device, non_blocking=True)
             for name, tensor in batch.items()
-            if name not in ("labels", "sample_id")
+            if name not in left_out
         },
         labels=labels.to(device, non_blocking=True),
         samples=len(labels),
@@ -64,71 +77,138 @@ def prepare_micro_batch(batch: Batch, device: torch.device) -> MicroBatch:
     )
 
 
+def padded(batch: Batch, multiple: int) -> Batch:
+    """Rows made longer on the right; what isn't `[batch, sequence]` stays as it is."""
+    shape = batch["labels"].shape
+    more = (0, -shape[1] % multiple)
+    fill = {"labels": IGNORE_INDEX}
+    longer = {
+        name: torch.nn.functional.pad(tensor, more, value=fill.get(name, 0))
+        for name, tensor in batch.items()
+        if tensor.shape == shape
+    }
+    return batch | longer
+
+
+# What a model makes for itself if it isn't given.
+MASKS = {"attention_mask", "position_ids"}
+
+
+def is_causal_alone(batch: Batch) -> bool:
+    """Whether causal attention needs no mask: text with one sample a row, padded on the right only.
+
+    No token sees the padding behind it, and nothing is learned there. With a mask, models look
+    through it on the device for padding, which the host waits for, and leave the kernels that are
+    made for causal attention.
+    """
+    if batch.keys() - {"input_ids", "labels", "sample_id"} != MASKS:
+        return False
+    positions = batch["position_ids"]
+    counted = torch.arange(positions.shape[1], device=positions.device)
+    return bool(((positions == counted) | (batch["attention_mask"] == 0)).all())
+
+
 @attrs.frozen
 class Objective:
-    """From a micro-batch to the sum of its token losses.
+    """From a micro-batch to the sum of its token losses, on a model that may be spread over ranks.
 
     Attributes:
-        model: Called with the micro-batch's inputs.
-        loss: The YAML's `loss_fn`.
+        token_losses: Called with the model's inputs and the labels; the sum of the token losses.
         precision: Gives the autocast context.
         device: Where the model is.
-        hidden_states: For a loss on hidden states: the model up to its head, and the head.
+        world: The processes that the model is spread over.
+        spread: What `ParallelManager.parallelize` returned.
+        takes_positions: Whether the model is given `position_ids`.
     """
 
-    model: torch.nn.Module
-    loss: Loss
+    token_losses: Callable[[Batch, torch.Tensor], torch.Tensor]
     precision: PrecisionPlan
     device: torch.device
-    hidden_states: tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] | None = None
-    takes_positions: bool = attrs.field(init=False)
+    world: World
+    spread: torch.nn.Module
+    takes_positions: bool
 
-    @takes_positions.default
-    def _whether_the_model_takes_positions(self) -> bool:
-        parameters = inspect.signature(self.model.forward).parameters
-        return "position_ids" in parameters or any(
-            parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
-        )
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        spread: torch.nn.Module,
+        loss: Loss,
+        precision: PrecisionPlan,
+        device: torch.device,
+        world: World,
+    ) -> Objective:
+        """The YAML's loss on what it works on: logits, or hidden states and the head after them.
+
+        Raises:
+            UserError: The loss works on hidden states, and this model can't be split there.
+        """
+        if loss.input == "hidden_states":
+            parts = split_head(model)
+            check_head(model, parts, partial(world.manager.one_pass, spread))
+
+            def of_parts(inputs: Batch, labels: torch.Tensor) -> torch.Tensor:
+                return loss(parts.backbone(**inputs), labels, parts.head)
+
+            token_losses = world.manager.one_pass(spread, of_parts)
+        else:
+
+            def token_losses(inputs: Batch, labels: torch.Tensor) -> torch.Tensor:
+                return loss(spread(**inputs, use_cache=False).logits, labels)
+
+        return cls(token_losses, precision, device, world, spread, takes_positions(model))
 
     def loss_sum(self, micro_batch: MicroBatch) -> torch.Tensor:
         """The float32 sum of the token losses, not divided by anything."""
         inputs = dict(micro_batch.inputs)
-        if not self.takes_positions:  # models with relative or no positions, such as Mamba
-            del inputs["position_ids"]
+        if not self.takes_positions:
+            inputs.pop("position_ids", None)
         with self.precision.autocast(self.device):
-            if self.hidden_states is None:
-                logits = self.model(**inputs, use_cache=False).logits
-                return self.loss(logits, micro_batch.labels)
-            backbone, head = self.hidden_states
-            return self.loss(backbone(**inputs), micro_batch.labels, head)
+            return self.token_losses(inputs, micro_batch.labels)
+
+
+def takes_positions(model: torch.nn.Module) -> bool:
+    """Some models have relative positions or none, such as Mamba."""
+    parameters = inspect.signature(model.forward).parameters
+    return "position_ids" in parameters or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
 
 
 def accumulate_gradients(
     objective: Objective,
     micro_batches: Sequence[MicroBatch],
+    label_tokens: float,
     scaler: torch.amp.GradScaler,
 ) -> torch.Tensor:
     """Forward and backward of a whole step; leaves the step's gradient in the parameters.
 
     Each micro-batch has its own backward, already divided by the step's supervised tokens.
 
+    Args:
+        objective: The loss.
+        micro_batches: This rank's.
+        label_tokens: Supervised tokens of the step on all ranks.
+        scaler: Scales the loss for float16.
+
     Returns:
-        The step's loss, a float32 scalar still on the device.
+        The step's loss over all ranks, a float32 scalar still on the device.
     """
-    label_tokens = sum(micro_batch.label_tokens for micro_batch in micro_batches)
-    total = torch.zeros((), device=objective.device)
-    for micro_batch in micro_batches:
-        loss = objective.loss_sum(micro_batch) / label_tokens
-        scaler.scale(loss).backward()
+    world, total = objective.world, torch.zeros((), device=objective.device)
+    for number, micro_batch in enumerate(micro_batches, start=1):
+        with world.manager.micro_batch(objective.spread, last=number == len(micro_batches)):
+            loss = objective.loss_sum(micro_batch) / label_tokens
+            scaler.scale(loss * world.gradient_divisor).backward()
         total += loss.detach()
-    return total
+    return world.sum_on_device(total)
 
 
 @torch.no_grad()
 def evaluate(objective: Objective, micro_batches: Iterable[MicroBatch]) -> tuple[float, int]:
-    """The mean token loss over all of `micro_batches` together, and their supervised tokens."""
+    """The mean token loss over all of `micro_batches` of all ranks, and their supervised tokens."""
     total, label_tokens = torch.zeros((), dtype=torch.float64, device=objective.device), 0
     for micro_batch in micro_batches:
         total += objective.loss_sum(micro_batch)
         label_tokens += micro_batch.label_tokens
-    return (total.item() / label_tokens if label_tokens else float("nan")), label_tokens
+    loss_sum, tokens = objective.world.sum([total.item(), label_tokens])
+    return (loss_sum / tokens if tokens else float("nan")), int(tokens)

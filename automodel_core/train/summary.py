@@ -71,10 +71,14 @@ def print_summary(console: Console, run: Run, command: str) -> None:
 
 
 def next_commands(run: Run, command: str) -> list[str]:
-    """Commands that a reader can paste: change something, look at the runs, see every setting."""
+    """Commands that a reader can paste: talk to the model, make an adapter a model of its own,
+    change something, look at the runs, see every setting."""
     halved = f"{run.peak_lr[0] / 2:.0e}".replace("e-0", "e-")
     words = command.replace("automodel run", "automodel explain", 1)
+    saved = latest_checkpoint(run.folder) is not None
     return [
+        *([f"automodel chat {run.folder} --compare-base"] if saved else []),
+        *([f"automodel merge {run.folder}"] if saved and run.adapter else []),
         f"{command} optimizer.lr={halved} --fresh",
         f"automodel runs {run.folder.parent}",
         words,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
+from automodel_core.protocols import Batch
 from automodel_core.train.run import Run
-from automodel_core.train.step import evaluate, prepare_micro_batch
+from automodel_core.train.step import MicroBatch, evaluate, prepare_micro_batch
 
 
 def validate(run: Run) -> None:
@@ -14,7 +15,7 @@ def validate(run: Run) -> None:
     metrics: dict[str, float] = {}
     run.model.eval()
     for name, data in run.validation.items():
-        batches = (prepare_micro_batch(b, run.objective.device) for b in data.batches())
+        batches = (prepared(run, batch) for batch in data.batches())
         loss, label_tokens = evaluate(run.objective, batches)
         prefix = f"{name}/" if name else ""
         metrics |= {f"{prefix}loss": loss, f"{prefix}num_label_tokens": label_tokens}
@@ -23,18 +24,25 @@ def validate(run: Run) -> None:
     seconds = time.perf_counter() - started
     run.seconds["validate"] += seconds
     record = {"step": run.step, **metrics, "seconds": seconds}
-    run.validation_log.append(record)
+    run.validations.append(record)
+    if run.world.is_main:
+        run.validation_log.append(record)
     run.loggers.log_validation(run.step, record)
     run.hooks.automodel_validation_end(folder=run.folder, step=run.step, metrics=record)
     run.ended_early = no_longer_improving(run)
 
 
+def prepared(run: Run, batch: Batch) -> MicroBatch:
+    """A micro-batch as the model takes it."""
+    return prepare_micro_batch(batch, run.objective.device, run.world.manager.sequence_multiple)
+
+
 def no_longer_improving(run: Run) -> bool:
-    """Whether `early_stopping` ends the run: read from the log, so that a resumed run agrees."""
+    """Whether `early_stopping` ends the run, by all validations since its beginning."""
     rule = run.config.early_stopping
     if rule is None:
         return False
-    values = [record[rule.metric] for record in run.validation_log.read()]
+    values = [record[rule.metric] for record in run.validations]
     return len(values) > rule.patience and min(values[-rule.patience :]) >= min(
         values[: -rule.patience]
     )

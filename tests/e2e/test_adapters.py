@@ -6,6 +6,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from automodel_core.train import build
+
 LORA = {"_target_": "lora", "dim": 4, "alpha": 8, "include_modules": ["*.q_proj", "*.v_proj"]}
 
 
@@ -15,6 +17,7 @@ def test_a_run_with_adapters_opens_in_peft(automodel, tiny_model, name):
     assert run.code == 0, run.out
     folder = run.folder / "latest" / "model"
     assert not list(folder.glob("model*.safetensors")), "only what trains is saved"
+    assert f"  automodel merge {run.folder}\n" in run.out, "what to do next"
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     ids = torch.arange(3, 23)[None]
     before = base(ids).logits
@@ -65,9 +68,44 @@ def test_a_run_with_adapters_resumes_bitwise(automodel):
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
-def test_an_adapter_that_does_not_change_stops_the_run(automodel):
+UNCHANGED = "guard adapter_unchanged: None of the adapter's tensors has changed since the start."
+
+
+def test_an_adapter_that_does_not_change_stops_the_run_before_it_is_saved(automodel):
     run = automodel({"peft": LORA, "optimizer": {"lr": 0.0}})
     assert run.code == 3, run.out
+    assert UNCHANGED in run.out
+    assert run.checkpoints == []
+
+
+def test_an_adapter_that_does_not_change_stops_the_run_at_step_20(automodel):
+    """Long before the first save, or without one."""
+    longer = {"step_scheduler": {"max_steps": 40}, "checkpoint": {"enabled": False}}
+    run = automodel({"peft": LORA, "optimizer": {"lr": 0.0}, **longer})
+    assert run.code == 3, run.out
+    assert UNCHANGED in run.out
+    assert len(run.steps) == 20
+
+
+@pytest.mark.parametrize(("does", "lines"), [("warn", 1), ("off", 0)])
+def test_an_adapter_may_stay_as_it_is_if_the_yaml_says_so(automodel, does, lines):
+    saves = {"step_scheduler": {"max_steps": 24}, "checkpoint": {"save_every_steps": 6}}
+    guards = {"guards": {"adapter_unchanged": does}}
+    run = automodel({"peft": LORA, "optimizer": {"lr": 0.0}, **saves, **guards})
+    assert run.code == 0, run.out
+    assert run.out.count(UNCHANGED) == lines
+    assert len(run.checkpoints) == 4
+
+
+@pytest.mark.parametrize("does", ["stop", "off"])
+def test_a_whole_model_that_trains_by_mistake_stops_the_run(automodel, monkeypatch, does):
+    load_model = build.load_model
+    monkeypatch.setattr(build, "load_model", lambda *a: load_model(*a).requires_grad_(True))
+    run = automodel({"peft": LORA, "guards": {"adapter_unchanged": does}})
+    assert run.code == 3, run.out
+    assert "guard frozen_weights_train: " in run.out
+    assert "belongs to no adapter: model.embed_tokens.weight and 19 more." in run.out
+    assert run.checkpoints == []
 
 
 def test_use_triton_true_is_refused_with_the_override(automodel):

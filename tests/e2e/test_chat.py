@@ -109,6 +109,15 @@ def test_what_is_too_long_is_told_and_the_conversation_goes_on(chat, talkative):
     assert "and the model has room for 2,048" in notes
 
 
+def test_an_empty_answer_is_told(chat, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(write_readable(tmp_path))
+    others = [token for token in range(VOCABULARY) if token != tokenizer.eos_token_id]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"suppress_tokens": others}))
+    code, answers, notes = chat(tmp_path, SAID[:1])
+    assert (code, answers) == (0, "\n")
+    assert "The answer is empty." in notes
+
+
 def test_broken_bytes_do_no_harm(chat, talkative):
     code, answers, notes = chat(talkative, b"caf\xe9\nHello\n")
     assert code == 0, notes

@@ -52,8 +52,8 @@ def test_a_weight_that_is_no_number(automodel, tiny_model, tmp_path, value):
 def test_data_without_a_supervised_token(automodel, monkeypatch):
     prepare = loop.prepare_micro_batch
 
-    def masked(batch, device):
-        return prepare(batch | {"labels": torch.full_like(batch["labels"], -100)}, device)
+    def masked(batch, *arguments):
+        return prepare(batch | {"labels": torch.full_like(batch["labels"], -100)}, *arguments)
 
     monkeypatch.setattr(loop, "prepare_micro_batch", masked)
     run = automodel(LONGER)
@@ -63,7 +63,13 @@ def test_data_without_a_supervised_token(automodel, monkeypatch):
 
 def test_a_model_in_which_nothing_trains(automodel, monkeypatch):
     load_model = build.load_model
-    monkeypatch.setattr(build, "load_model", lambda *a: load_model(*a).requires_grad_(False))
+
+    def frozen(*arguments):
+        loaded = load_model(*arguments)
+        loaded.model.requires_grad_(False)
+        return loaded
+
+    monkeypatch.setattr(build, "load_model", frozen)
     run = automodel(LONGER)
     assert run.code == 3
     assert "guard nothing_trainable: No parameter of the model requires a gradient" in run.out

@@ -18,8 +18,9 @@ READ = {
     "manifest.json",
     "model/config.json",
     "model/model.safetensors",
+    "training/rng_0.json",
     "training/state.json",
-    "training/optimizer/rank_0.safetensors",
+    "training/optimizer/00001-of-00001.safetensors",
 }
 
 

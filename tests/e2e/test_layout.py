@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from automodel_core.protocols import IGNORE_INDEX
-from automodel_core.train.head import split_head
 from automodel_core.train.order import Layout, deal
 from automodel_core.train.precision import plan_precision
 from automodel_core.train.step import (
@@ -16,6 +15,7 @@ from automodel_core.train.step import (
     evaluate,
     prepare_micro_batch,
 )
+from automodel_core.train.world import World
 from automodel_datasets.collate import default_collater
 from automodel_losses.chunked_ce import ChunkedCrossEntropy
 from automodel_losses.masked_ce import MaskedCrossEntropy
@@ -68,8 +68,7 @@ def gpt2():
 def objective(make_model, loss):
     torch.manual_seed(0)
     model = make_model()
-    parts = split_head(model) if loss.input == "hidden_states" else None
-    return Objective(model, loss, plan_precision(torch.float32, CPU), CPU, parts)
+    return Objective.of(model, model, loss, plan_precision(torch.float32, CPU), CPU, World())
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "llama, chunked_ce"])
@@ -98,10 +97,12 @@ def samples():
 
 def gradients(goal, groups):
     """Loss and gradients of one step over ready batches."""
-    goal.model.zero_grad(set_to_none=True)
+    goal.spread.zero_grad(set_to_none=True)
     ready = [prepare_micro_batch(group, CPU) for group in groups]
-    loss = accumulate_gradients(goal, ready, torch.amp.GradScaler("cpu", enabled=False))
-    return loss.item(), {name: p.grad for name, p in goal.model.named_parameters()}
+    label_tokens = sum(each.label_tokens for each in ready)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    loss = accumulate_gradients(goal, ready, label_tokens, scaler)
+    return loss.item(), {name: p.grad for name, p in goal.spread.named_parameters()}
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def test_the_samples_tell_a_mean_of_means_and_moved_positions_apart(goal, sample
     alone = [default_collater([s]) for s in samples if set(s["labels"]) != {IGNORE_INDEX}]
     means = [gradients(goal, [batch])[0] for batch in alone]
     assert abs(sum(means) / len(means) - reference[0]) > 10 * TOLERANCE * reference[0]
-    if isinstance(goal.model, GPT2LMHeadModel):
+    if isinstance(goal.spread, GPT2LMHeadModel):
         moved = default_collater(samples, padding_side="left")
         moved["position_ids"] = torch.arange(1, 1 + moved["input_ids"].shape[1]).expand(SAMPLES, -1)
         _, grads = gradients(goal, [moved])

@@ -1,85 +1,63 @@
-"""The referee is transformers.Trainer on the very same batches."""
+"""The referee is transformers.Trainer on the very same batches; for adapters, with PEFT's model."""
 
+import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from automodel_datasets.collate import default_collater
-from automodel_datasets.squad import make_squad_dataset
-
-STEPS, MICRO_BATCH, ACCUMULATION, LR = 50, 2, 2, 1e-3
-
-
-class RawLosses(Trainer):
-    """Keeps the unrounded loss of every optimizer step, and the order of the data."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.micro_losses = []
-
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
-        self.micro_losses.append(loss.item())
-        return loss
-
-    def _get_train_sampler(self, *args, **kwargs):
-        return torch.utils.data.SequentialSampler(self.train_dataset)
-
-    def get_decay_parameter_names(self, model):
-        return [name for name, _ in model.named_parameters()]
+from automodel_core.cli import main
+from tests.trainer import SAME, STEPS, trainer_losses
 
 
-def trainer_losses(model_folder, data_folder, tmp_path) -> list[float]:
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    dataset = make_squad_dataset(
-        tokenizer=tokenizer, model_config=model.config, dataset_name=str(data_folder), split="train"
-    )
-    samples = [dataset[i] for i in range(len(dataset))]
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path / "trainer"),
-        max_steps=STEPS,
-        per_device_train_batch_size=MICRO_BATCH,
-        gradient_accumulation_steps=ACCUMULATION,
-        learning_rate=LR,
-        lr_scheduler_type="cosine",
-        weight_decay=0.01,
-        adam_beta2=0.95,
-        max_grad_norm=1.0,
-        optim="adamw_torch",
-        save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-    )
-    trainer = RawLosses(
-        model=model,
-        args=arguments,
-        train_dataset=samples,
-        data_collator=lambda rows: default_collater(rows, tokenizer=tokenizer),
-    )
-    trainer.train()
-    # Trainer divides each micro-batch by the tokens of the whole step: a step's loss is their sum.
-    pairs = zip(*[iter(trainer.micro_losses)] * ACCUMULATION, strict=True)
-    return [sum(pair) for pair in pairs]
+@pytest.fixture
+def base(tiny_model):
+    """Loads the model that everybody starts from."""
+    return lambda: AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
 
 
-def test_fifty_steps_follow_transformers_trainer(automodel, tiny_model, squad_folder, tmp_path):
-    ours = automodel(
-        {
-            "step_scheduler": {"max_steps": STEPS, "grad_acc_steps": ACCUMULATION},
-            "dataloader": {"batch_size": MICRO_BATCH, "shuffle": False},
-            "optimizer": {"lr": LR, "weight_decay": 0.01, "betas": [0.9, 0.95]},
-            "lr_scheduler": {"lr_decay_style": "cosine"},
-            "checkpoint": {"enabled": False},
-        }
-    )
+@pytest.fixture
+def referee(tiny_model, squad_folder, tmp_path):
+    """Trains a model with transformers.Trainer; the losses."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    return lambda model: trainer_losses(model, tokenizer, squad_folder, tmp_path)
+
+
+def assert_same_losses(ours, theirs):
+    assert len(ours) == STEPS
+    left, right = (torch.tensor(losses, dtype=torch.float64) for losses in (ours, theirs))
+    torch.testing.assert_close(left, right, rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(torch.arange(3, 43).reshape(2, 20)).logits
+
+
+def test_fifty_steps_follow_transformers_trainer(automodel, base, referee):
+    ours = automodel(SAME | {"checkpoint": {"enabled": False}})
     assert ours.code == 0, ours.out
-    referee = trainer_losses(tiny_model, squad_folder, tmp_path)
-    assert len(ours.losses) == STEPS
-    torch.testing.assert_close(
-        torch.tensor(ours.losses, dtype=torch.float64),
-        torch.tensor(referee, dtype=torch.float64),
-        rtol=1e-5,
-        atol=0,
-    )
+    assert_same_losses(ours.losses, referee(base()))
+
+
+VARIANTS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_fifty_steps_of_an_adapter_follow_peft(automodel, base, referee, tmp_path, name):
+    """From PEFT's own first values; then through PEFT's file and a merged model."""
+    layers = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=layers, **VARIANTS[name])
+    theirs = get_peft_model(base(), config)
+    theirs.save_pretrained(tmp_path / "start")
+    peft = {"_target_": name, "adapter_path": str(tmp_path / "start")}
+    ours = automodel(SAME | {"peft": peft})
+    assert ours.code == 0, ours.out
+    assert_same_losses(ours.losses, referee(theirs))
+
+    exported = PeftModel.from_pretrained(base(), ours.folder / "latest" / "model")
+    assert (logits(base()) - logits(exported)).abs().max() > 0.01
+    assert (logits(theirs) - logits(exported)).abs().max() < 1e-4, "the same after 50 steps"
+    merged = tmp_path / "merged"
+    assert main(["merge", str(ours.folder), "--out", str(merged), "--no-check"]) == 0
+    plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    assert (logits(plain) - logits(exported)).abs().max() < 1e-5

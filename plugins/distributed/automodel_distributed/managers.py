@@ -43,6 +43,8 @@ class DDPManager:
     activation_checkpointing: str | dict[str, int] = "none"
 
     sequence_multiple: ClassVar[int] = 1
+    before_weights: ClassVar[bool] = False
+    offloads: ClassVar[bool] = False
 
     def __attrs_post_init__(self) -> None:
         check_activation_checkpointing(self.activation_checkpointing)
@@ -51,10 +53,10 @@ class DDPManager:
         return Sizes(dp_replicate=world_size, dp_shard=1, cp=1, tp=1)
 
     def parallelize(
-        self, model: PreTrainedModel, mesh: DeviceMesh, precision: Precision
+        self, model: PreTrainedModel, mesh: DeviceMesh | None, precision: Precision
     ) -> nn.Module:
         checkpoint_activations(model, self.activation_checkpointing)
-        if mesh.size() == 1:
+        if mesh is None:
             return model
         return replicate(model, mesh["dp_replicate"].get_group())
 
@@ -108,6 +110,8 @@ class FSDP2Manager:
     cpu_offload: bool = False
     activation_checkpointing: str | dict[str, int] = "none"
 
+    before_weights: ClassVar[bool] = True
+
     _summed: list[nn.Parameter] = attrs.field(init=False, factory=list, eq=False, repr=False)
     _groups: Groups = attrs.field(init=False, default=(), eq=False, repr=False)
     _sharded: bool = attrs.field(init=False, default=False, eq=False, repr=False)
@@ -128,6 +132,10 @@ class FSDP2Manager:
     def sequence_multiple(self) -> int:
         return self.tp_size if self.sequence_parallel else 1
 
+    @property
+    def offloads(self) -> bool:
+        return self.cpu_offload
+
     def sizes(self, world_size: int) -> Sizes:
         return mesh_sizes(
             world_size,
@@ -138,16 +146,18 @@ class FSDP2Manager:
         )
 
     def parallelize(
-        self, model: PreTrainedModel, mesh: DeviceMesh, precision: Precision
+        self, model: PreTrainedModel, mesh: DeviceMesh | None, precision: Precision
     ) -> nn.Module:
         checkpoint_activations(model, self.activation_checkpointing)
+        if mesh is None:
+            return model
         copies, shards = mesh["dp_replicate"], shards_of(mesh)
         spread = copies.size() * shards.size() > 1
         if mesh["tp"].size() > 1:
             parallelize_layers(
                 model, mesh["tp"], self.tp_plan, sequence_parallel=self.sequence_parallel
             )
-        if mesh.size() > 1 and (precision.frozen is not None or not spread):
+        if precision.frozen is not None or not spread:
             self._summed = [p for p in model.parameters() if p.requires_grad]
             self._groups = tuple(each.get_group() for each in (shards, copies) if each.size() > 1)
         if spread:

@@ -45,6 +45,8 @@ class NvFSDPManager:
     activation_checkpointing: str | dict[str, int] = "none"
 
     sequence_multiple: ClassVar[int] = 1
+    before_weights: ClassVar[bool] = False
+    offloads: ClassVar[bool] = False
 
     _stepped: bool = attrs.field(init=False, default=False, eq=False, repr=False)
 
@@ -81,10 +83,10 @@ class NvFSDPManager:
         )
 
     def parallelize(
-        self, model: PreTrainedModel, mesh: DeviceMesh, precision: Precision
+        self, model: PreTrainedModel, mesh: DeviceMesh | None, precision: Precision
     ) -> nn.Module:
         checkpoint_activations(model, self.activation_checkpointing)
-        if mesh.size() == 1:
+        if mesh is None:
             return model
         if precision.frozen is not None:
             raise UserError(
@@ -92,9 +94,9 @@ class NvFSDPManager:
                 fix="write _target_: fsdp2",
                 path=("distributed", "_target_"),
             )
-        return self._wrapped(model, mesh)
+        return self._wrapped(model, mesh, precision)
 
-    def _wrapped(self, model: PreTrainedModel, mesh: DeviceMesh) -> nn.Module:
+    def _wrapped(self, model: PreTrainedModel, mesh: DeviceMesh, precision: Precision) -> nn.Module:
         from megatron_fsdp import MixedPrecisionPolicy, fully_shard_model
 
         layers = {type(layer) for stack in layer_lists(model) for layer in stack}
@@ -107,7 +109,7 @@ class NvFSDPManager:
             zero_dp_strategy="optim_grads_params",
             mixed_precision_policy=MixedPrecisionPolicy(
                 main_params_dtype=None,
-                main_grads_dtype=torch.float32,
+                main_grads_dtype=precision.parameters,  # PyTorch takes no other for a gradient
                 grad_comm_dtype=torch.float32,
             ),
             sync_model_each_microbatch=False,

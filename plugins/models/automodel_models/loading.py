@@ -13,10 +13,12 @@ from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from automodel_core.errors import UserError
 from automodel_core.train.model_files import check_fit
@@ -111,6 +113,23 @@ def read_model(
         make_savable(model.generation_config, name)
     model.config.name_or_path = model.name_or_path = name
     return model
+
+
+def finish(model: PreTrainedModel, folder: Path, name: str, dtype: torch.dtype) -> None:
+    """What `from_pretrained` does besides reading weights.
+
+    Args:
+        model: Made from its configuration alone.
+        folder: Holds generation settings, if the model came with any.
+        name: What to call the model in what is saved of it.
+        dtype: What its weights are held in.
+    """
+    with quiet_transformers():
+        if (folder / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        make_savable(model.generation_config, name)
+    model.config.dtype = dtype
+    model.config.name_or_path = model.name_or_path = name
 
 
 def _gguf_options(gguf_file: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from automodel_core.errors import UserError
+from automodel_core.train.sharded_reading import can_read_sharded
 from automodel_models.configuration import (
     count_parameters,
     empty_model,
@@ -25,7 +26,7 @@ from automodel_models.configuration import (
     read_configuration,
 )
 from automodel_models.files import ModelFiles, Wanted, locate
-from automodel_models.loading import read_model, read_tokenizer
+from automodel_models.loading import finish, read_model, read_tokenizer
 from automodel_models.options import check_attention, check_patches, read_dtype
 from automodel_models.quiet import quiet_transformers
 from automodel_models.vocabulary import check_vocabulary
@@ -94,6 +95,26 @@ class TextModel:
     def empty_model(self) -> PreTrainedModel:
         """The model on the meta device, with the shapes of its weights and no memory."""
         return empty_model(self.config, self.attention, self.trusted)
+
+    def unread_model(
+        self, dtype: torch.dtype, weights: Path | None = None
+    ) -> tuple[PreTrainedModel, Path] | None:
+        """The model on the meta device and the safetensors that its parts are read from; None if
+        they aren't the model's own tensors, one for one.
+
+        Raises:
+            UserError: The weights can't be fetched.
+        """
+        if weights is None:
+            if not self.pretrained or self.files.gguf_file or self.trusted:
+                return None
+            self.files.fetch_weights()
+        folder = weights or self.files.folder
+        model = self.empty_model().to(dtype)
+        if not can_read_sharded(model, folder):
+            return None
+        finish(model, folder, self.name, dtype)
+        return model, folder
 
     def load_model(
         self, dtype: torch.dtype, device: torch.device, weights: Path | None = None

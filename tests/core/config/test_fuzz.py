@@ -99,13 +99,12 @@ def test_overrides(survive, file, words):
 def test_what_is_accepted_can_be_saved_and_read_again(file, text):
     from tests.core.config.conftest import BASE, Read
 
+    environ = {"HF_TOKEN": "a", "WANDB_API_KEY": "b"}
     try:
-        first = Read(
-            [file(BASE), file(text, "second.yaml")], {"HF_TOKEN": "a", "WANDB_API_KEY": "b"}
-        )
+        first = Read([file(BASE), file(text, "second.yaml")], environ)
     except ConfigError:
         return
     if first.problems or (first.config.wandb and first.config.wandb.api_key):
         return  # a masked secret is no longer the same
     saved = to_yaml(effective_tree(first.config, first.document))
-    assert Read([file(saved)], ENVIRON).config == first.config
+    assert Read([file(saved)], environ).config == first.config

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from automodel_core.cli import main
 from tests.tiny import VOCABULARY, tiny_llama, tiny_tokenizer
@@ -177,6 +177,57 @@ def test_a_quantized_base_is_refused(base, merge, tmp_path):
     code, _, printed = merge()
     assert code == 2
     assert "quantized" in printed
+
+
+def in_fp8(folder, block=16):
+    """Quantize the linear layers of a model as DeepSeek and Qwen store theirs: 8-bit floats, one
+    scale per block of a weight."""
+    path = folder / "model.safetensors"
+    stored = {}
+    for name, weight in load_file(path).items():
+        stored[name] = weight
+        if name.endswith("proj.weight"):
+            rows, columns = weight.shape
+            blocks = weight.reshape(rows // block, block, columns // block, block)
+            scale = blocks.abs().amax((1, 3)) / 448
+            small = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
+            stored |= {name: small.reshape(rows, columns), f"{name}_scale_inv": scale}
+    save_file(stored, path, metadata={"format": "pt"})
+    how = {"quant_method": "fp8", "weight_block_size": [block] * 2, "activation_scheme": "dynamic"}
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": how}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_quantized_base_is_merged_on_demand_and_the_loss_is_told(base, merge, tmp_path):
+    in_fp8(base)
+    full = AutoConfig.from_pretrained(base)
+    full.quantization_config["dequantize"] = True
+    model = AutoModelForCausalLM.from_pretrained(base, config=full, dtype=torch.float32)
+    unmerged = learned(model, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
+    code, out, printed = merge()
+    assert code == 2
+    assert "quantized (fp8)" in printed
+    assert "--lossy" in printed
+    code, out, printed = merge("--lossy")
+    assert code == 0, printed
+    assert "What quantizing it has lost stays lost" in printed
+    assert "after 4 prompts" in printed, "with the tokenizer of the quantized model"
+    merged = load(out)
+    assert getattr(merged.config, "quantization_config", None) is None
+    assert (logits(merged) - logits(unmerged)).abs().max() < 1e-5
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
+
+
+def test_a_quantization_that_cannot_be_undone_here_is_refused(base, merge, tmp_path):
+    learned(load(base), tmp_path / "adapter", target_modules=["q_proj"])
+    path = base / "config.json"
+    quantized = {"quantization_config": {"quant_method": "hqq"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | quantized))
+    code, out, printed = merge("--lossy")
+    assert code == 2
+    assert "(hqq) can't be dequantized here" in printed
+    assert "Traceback" not in printed
+    assert not out.exists()
 
 
 def test_a_folder_that_is_there_is_not_touched(base, merge, tmp_path):

@@ -6,6 +6,9 @@ import torch
 from automodel_core.errors import UserError
 from automodel_core.train import checkpoint as ck
 from automodel_core.train import state as st
+from automodel_core.train.sharded_optimizer import staged_optimizer
+from automodel_core.train.together import Together
+from automodel_core.train.world import World
 
 
 def stepped(optimizer_class, **keys):
@@ -33,16 +36,16 @@ def stepped(optimizer_class, **keys):
 )
 def test_an_optimizer_comes_back_bitwise(optimizer_class, keys, tmp_path):
     model, optimizer = stepped(optimizer_class, **keys)
-    tensors = st.optimizer_tensors(optimizer, model)
-    st.save_training_state(tmp_path / "training", tensors, {"step": 3})
-    restored, state = st.load_training_state(tmp_path)
-    assert state == {"step": 3}
+    pieces = staged_optimizer(optimizer, model)
+    st.save_training_state(tmp_path / "training", pieces, {"step": 3}, {"torch": 1}, World())
+    assert st.load_training_state(tmp_path) == {"step": 3}
+    assert st.load_randomness(tmp_path, World()) == {"torch": 1}
 
     torch.manual_seed(0)
     twin = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     twin.load_state_dict(model.state_dict())
     again = optimizer_class(twin.parameters(), lr=1e-2, **keys)
-    st.load_optimizer_tensors(again, twin, restored)
+    st.load_optimizer(again, twin, tmp_path)
     data = torch.randn(5, 3)
     for net, opt in ((model, optimizer), (twin, again)):
         net(data).square().sum().backward()
@@ -58,7 +61,7 @@ def write(folder):
 
 def test_a_checkpoint_appears_whole_and_latest_points_to_it(tmp_path):
     target = tmp_path / "epoch_0_step_1"
-    ck.write_checkpoint(target, write, {"model": "tiny"})
+    ck.write_checkpoint(target, write, {"model": "tiny"}, Together())
     assert ck.read_manifest(target)["files"]["model/weights"]["bytes"] == 4
     assert (tmp_path / "latest").resolve() == target
     assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch_0_step_1", "latest"]
@@ -67,7 +70,7 @@ def test_a_checkpoint_appears_whole_and_latest_points_to_it(tmp_path):
 @pytest.mark.parametrize("damage", [b"12345", b"1235", None])
 def test_a_damaged_file_is_named(tmp_path, damage):
     target = tmp_path / "epoch_0_step_1"
-    ck.write_checkpoint(target, write, {})
+    ck.write_checkpoint(target, write, {}, Together())
     weights = target / "model" / "weights"
     weights.unlink() if damage is None else weights.write_bytes(damage)
     with pytest.raises(UserError, match="model/weights"):
@@ -81,13 +84,13 @@ def test_a_foreign_folder_is_no_checkpoint(tmp_path):
 
 def test_a_write_that_fails_leaves_the_older_checkpoint_alone(tmp_path):
     first = tmp_path / "epoch_0_step_1"
-    ck.write_checkpoint(first, write, {})
+    ck.write_checkpoint(first, write, {}, Together())
 
     def full(folder):
         write(folder)
         raise OSError(28, os.strerror(28))
 
     with pytest.raises(UserError, match="No space left on device"):
-        ck.write_checkpoint(tmp_path / "epoch_0_step_2", full, {})
+        ck.write_checkpoint(tmp_path / "epoch_0_step_2", full, {}, Together())
     assert (tmp_path / "latest").resolve() == first
     assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch_0_step_1", "latest"]

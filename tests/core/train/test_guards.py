@@ -10,7 +10,6 @@ from automodel_core.errors import GuardStop
 from automodel_core.train.guards import Guards, LostUpdates, SpikeDetector, check_trainable
 from automodel_core.train.metrics import StepMetrics
 from automodel_core.train.order import Layout
-from automodel_core.train.step import MicroBatch
 
 METRICS = StepMetrics(1, 0, 2.0, 1.0, 1e-3, 10, 20, 100.0, 0.1, 0.1, 0.0)
 
@@ -69,10 +68,9 @@ def test_skip_leaves_weights_and_optimizer_alone_and_goes_on(fused, norm):
 
 
 def test_a_step_without_supervision_stops_unless_switched_off():
-    empty = [MicroBatch({}, torch.zeros(1), 1, 5, 0)]
     with pytest.raises(GuardStop, match="Step 3 has no supervised token"):
-        guards().before_step(3, empty)
-    guards(no_supervised_tokens="off").before_step(3, empty)
+        guards().before_step(3, 0)
+    guards(no_supervised_tokens="off").before_step(3, 0)
 
 
 def test_a_spike_is_far_above_recent_losses_by_their_own_spread():

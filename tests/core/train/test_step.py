@@ -1,6 +1,9 @@
+import pytest
 import torch
 
 from automodel_core.train.step import prepare_micro_batch, shift_labels
+
+CPU = torch.device("cpu")
 
 
 def batch(labels, positions):
@@ -24,6 +27,32 @@ def test_the_shift_never_crosses_into_the_next_document():
 
 
 def test_supervised_tokens_are_counted_after_the_shift():
-    ready = prepare_micro_batch(batch([4, 5, -100, 7], [0, 1, 2, 3]), torch.device("cpu"))
+    ready = prepare_micro_batch(batch([4, 5, -100, 7], [0, 1, 2, 3]), CPU)
     assert (ready.label_tokens, ready.tokens, ready.samples) == (2, 4, 1)
-    assert set(ready.inputs) == {"input_ids", "position_ids", "attention_mask"}
+
+
+def test_rows_padded_on_the_right_need_no_mask():
+    plain = batch([4, 5, 6, 7], [0, 1, 2, 2])
+    plain["attention_mask"][0, 3] = 0
+    assert set(prepare_micro_batch(plain, CPU).inputs) == {"input_ids"}
+
+
+@pytest.mark.parametrize(
+    ("positions", "mask"), [([0, 1, 0, 1], [1, 1, 1, 1]), ([0, 0, 1, 2], [0, 1, 1, 1])]
+)
+def test_packed_rows_and_rows_padded_on_the_left_keep_theirs(positions, mask):
+    kept = batch([4, 5, 6, 7], positions) | {"attention_mask": torch.tensor([mask])}
+    inputs = prepare_micro_batch(kept, CPU).inputs
+    assert set(inputs) == {"input_ids", "attention_mask", "position_ids"}
+
+
+def test_what_is_not_text_alone_keeps_its_mask():
+    seen = batch([4, 5, 6, 7], [0, 1, 2, 3]) | {"pixel_values": torch.zeros(1, 3, 2, 2)}
+    assert "attention_mask" in prepare_micro_batch(seen, CPU).inputs
+
+
+def test_rows_are_padded_to_a_multiple_without_another_label():
+    short = prepare_micro_batch(batch([4, 5, -100, 7], [0, 1, 2, 3]), CPU)
+    long = prepare_micro_batch(batch([4, 5, -100, 7], [0, 1, 2, 3]), CPU, multiple=3)
+    assert long.inputs["input_ids"].shape == (1, 6)
+    assert (long.tokens, long.label_tokens) == (short.tokens, short.label_tokens)

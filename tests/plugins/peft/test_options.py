@@ -5,6 +5,7 @@ import torch
 
 from automodel_core.errors import GuardStop, UserError
 from automodel_peft.checks import check_trainable
+from automodel_peft.dora import Dora
 from automodel_peft.lora import PeftConfig
 from automodel_peft.lora_plus import LoraPlus
 from automodel_peft.pissa import Pissa
@@ -82,11 +83,13 @@ def test_an_update_that_stays_zero_stops_the_run():
         config.check(model)
 
 
-def test_frozen_weights_that_train_stop_the_run():
-    config, model = PeftConfig(modules_to_save=["lm_head"]), llama()
+@pytest.mark.parametrize("make", [PeftConfig, Dora, Pissa])
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.0.mlp.up_proj.weight"])
+def test_frozen_weights_that_train_stop_the_run(make, name):
+    config, model = make(modules_to_save=["lm_head"]), llama()
     config.apply(model)
     check_trainable(model)
-    model.model.norm.requires_grad_(True)
-    with pytest.raises(GuardStop, match=r"such as model\.norm\.weight") as raised:
+    model.get_parameter(name).requires_grad_(True)
+    with pytest.raises(GuardStop, match=f"belongs to no adapter: {name}.") as raised:
         config.check(model)
     assert raised.value.guard == "frozen_weights_train"

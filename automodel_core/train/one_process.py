@@ -1,0 +1,46 @@
+"""The parallel manager of a run in one process whose YAML names none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar, TypeVar
+
+import torch
+
+from automodel_core.protocols import Precision, Sizes
+
+T = TypeVar("T")
+
+
+class OneProcess:
+    """Leaves everything as it is; see `ParallelManager`."""
+
+    sequence_multiple: ClassVar[int] = 1
+    before_weights: ClassVar[bool] = False
+    offloads: ClassVar[bool] = False
+
+    def sizes(self, world_size: int) -> Sizes:
+        return Sizes(dp_replicate=world_size, dp_shard=1, cp=1, tp=1)
+
+    def parallelize(
+        self, model: torch.nn.Module, mesh: None, precision: Precision
+    ) -> torch.nn.Module:
+        return model
+
+    def one_pass(self, model: torch.nn.Module, compute: Callable[..., T]) -> Callable[..., T]:
+        return compute
+
+    def gradient_divisor(self, mesh: None) -> int:
+        return 1
+
+    def micro_batch(self, model: torch.nn.Module, *, last: bool) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def clip(
+        self, parameters: Iterable[torch.nn.Parameter], max_norm: float | None
+    ) -> torch.Tensor:
+        having = [p for p in parameters if p.grad is not None]
+        if max_norm is None:
+            return torch.nn.utils.get_total_norm([p.grad for p in having])
+        return torch.nn.utils.clip_grad_norm_(having, max_norm)

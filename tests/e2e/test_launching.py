@@ -1,0 +1,103 @@
+"""`automodel run` starts the processes itself, through torchrun's launcher."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import Started, logged
+
+LONG = {"step_scheduler": {"max_steps": 400}, "dataloader": {"shuffle": True}}
+BOTH = ("--nproc-per-node", "2")
+
+
+@pytest.fixture
+def launched(tmp_path, config_file):
+    """Start `automodel run` with a changed base configuration; returns a Started."""
+
+    def start(changes: dict, *arguments: str, folder: str = "run") -> Started:
+        place = tmp_path / folder
+        command = [sys.executable, "-m", "automodel_core", "run", config_file(changes, place)]
+        process = subprocess.Popen(
+            [*command, *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        return Started(process, place, logged(place))
+
+    return start
+
+
+def test_it_trains_as_one_process_does_and_prints_torchruns_line(launched, automodel):
+    four = {"step_scheduler": {"max_steps": 4, "global_batch_size": 4}}
+    found = launched({**four, "dataloader": {"batch_size": 2}}, *BOTH).finish()
+    expected = automodel(four, folder="one")
+    assert found.code == 0, found.out
+    assert found.losses == pytest.approx(expected.losses, rel=1e-5)
+    assert "torchrun --nproc-per-node 2 -m automodel_core run" in found.out
+    assert found.out.count("Precision (") == 1, "one rank talks"
+
+
+def test_a_signal_saves_on_all_ranks_and_the_run_goes_on(launched):
+    run = launched(LONG, *BOTH)
+    run.wait_for_step(3)
+    run.process.send_signal(signal.SIGTERM)
+    stopped = run.finish()
+    assert stopped.code == 75, stopped.out
+    step = stopped.steps[-1]["step"]
+    assert f"Stopped by SIGTERM after step {step} and saved" in stopped.out
+    assert [name.rpartition("_")[2] for name in stopped.checkpoints] == [str(step)]
+    short = {**LONG, "step_scheduler": {"max_steps": step + 2}}
+    resumed = launched(short, *BOTH).finish()
+    assert resumed.code == 0, resumed.out
+    assert [each["step"] for each in resumed.steps] == list(range(1, step + 3))
+
+
+def test_what_is_wrong_is_said_once_with_its_exit_code(launched):
+    found = launched({"distributed": {"_target_": "fsdp2", "tp_size": 3}}, *BOTH).finish()
+    assert found.code == 2, found.out
+    assert found.out.count("tp_size") == 1 + found.out.count("tp_size: 3"), found.out
+    assert "Traceback" not in found.out
+
+
+def test_a_guard_keeps_its_exit_code(launched):
+    found = launched({"optimizer": {"lr": 1e30}, "step_scheduler": {"max_steps": 30}}, *BOTH)
+    done = found.finish()
+    assert done.code == 3, done.out
+    assert done.out.count("guard non_finite") == 1
+
+
+def test_a_killed_rank_ends_the_run(launched):
+    import psutil
+
+    run = launched(LONG, *BOTH)
+    run.wait_for_step(3)
+    ranks = psutil.Process(run.process.pid).children()
+    ranks[-1].kill()
+    started = time.monotonic()
+    done = run.finish()
+    assert done.code != 0, done.out
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize("wrong", ["0", "two", "-1"])
+def test_a_number_that_is_none_is_refused(launched, wrong):
+    done = launched({}, f"--nproc-per-node={wrong}").finish()
+    assert done.code == 2, done.out
+    assert "--nproc-per-node" in done.out
+
+
+def test_mistakes_in_the_file_are_told_before_anything_is_started(launched):
+    done = launched({"step_scheduler": {"max_stepz": 3}}, *BOTH).finish()
+    assert done.code == 2, done.out
+    assert done.out.count("max_stepz") == 2, "the message and the line"
+    assert "torchrun" not in done.out
+
+
+def test_nccl_without_gpus_is_refused_on_several_ranks(launched):
+    done = launched({"dist_env": {"backend": "nccl"}}, *BOTH).finish()
+    assert done.code == 2, done.out
+    assert "dist_env.backend=gloo" in done.out

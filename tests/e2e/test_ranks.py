@@ -1,0 +1,170 @@
+"""The same YAML on several processes of a real torchrun: what one process does, and no rank's sums
+twice."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import Finished
+
+# Six samples a step: uneven shares on four ranks, and other numbers of supervised tokens on each.
+CHANGES = {
+    "dataloader": {"batch_size": 1, "shuffle": True},
+    "step_scheduler": {"max_steps": 10, "global_batch_size": 4},
+    "rng": {"ranked": True},
+    "deterministic": True,
+}
+FSDP, DDP = {"_target_": "fsdp2"}, {"_target_": "ddp"}
+TWO = {
+    "ddp": DDP,
+    "fsdp2": FSDP,
+    "tp": {**FSDP, "tp_size": 2},
+    "tp+sp": {**FSDP, "tp_size": 2, "sequence_parallel": True},
+}
+FOUR = {
+    "ddp": DDP,
+    "fsdp2": FSDP,
+    "hsdp": {**FSDP, "dp_replicate_size": 2},
+    "tp x fsdp": {**FSDP, "tp_size": 2},
+    "tp+sp x fsdp": {**FSDP, "tp_size": 2, "sequence_parallel": True},
+}
+KINDS = {
+    "full": {},
+    "chunked loss": {"loss_fn": {"_target_": "chunked_ce"}},
+    "lora": {"peft": {"_target_": "lora", "dim": 4}},
+}
+
+
+@pytest.fixture
+def torchrun(tmp_path, config_file):
+    """Run the base configuration on several processes; returns a Finished."""
+
+    def run(processes: int, changes: dict, *arguments: str, folder: str = "run") -> Finished:
+        place = tmp_path / folder
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={processes}", "-m", "automodel_core", "run"]
+        done = subprocess.run(
+            [*command, config_file(changes, place), *arguments],
+            capture_output=True, text=True, timeout=300, check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+        return Finished(done.returncode, place, done.stdout + done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def memory():
+    return {}
+
+
+@pytest.fixture
+def alone(automodel, squad_folder, memory, tmp_path_factory):
+    """What one process makes of a kind of run; each kind is run once."""
+
+    def run(kind: str) -> tuple[dict, Finished]:
+        section = {"_target_": "squad", "dataset_name": str(squad_folder), "split": "validation"}
+        changes = {**CHANGES, **KINDS[kind], "validation_dataset": section}
+        if kind not in memory:
+            folder = tmp_path_factory.mktemp("alone") / "run"
+            memory[kind] = automodel(changes, folder=str(folder))
+            assert memory[kind].code == 0, memory[kind].out
+        return changes, memory[kind]
+
+    return run
+
+
+def assert_follows(found: Finished, expected: Finished) -> None:
+    assert found.code == 0, found.out
+    for name in ("loss", "grad_norm"):
+        mine = [step[name] for step in found.steps]
+        assert mine == pytest.approx([step[name] for step in expected.steps], rel=1e-5), name
+    counts = ("step", "epoch", "num_label_tokens", "num_tokens", "lr")
+    assert [[s[x] for x in counts] for s in found.steps] == [
+        [s[x] for x in counts] for s in expected.steps
+    ]
+    assert [v["loss"] for v in found.validations] == pytest.approx(
+        [v["loss"] for v in expected.validations], rel=1e-5
+    )
+
+
+def weights(folder: Path) -> dict:
+    """What a checkpoint's model folder holds, read as its users do."""
+    if (folder / "adapter_model.safetensors").exists():
+        return load_file(folder / "adapter_model.safetensors")
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def assert_same_weights(found: Finished, expected: Finished) -> None:
+    left, right = (weights(run.folder / "latest" / "model") for run in (found, expected))
+    assert left.keys() == right.keys()
+    for name, tensor in right.items():
+        difference = (left[name] - tensor).abs().max() / tensor.abs().max()
+        assert difference < 1e-3, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", TWO)
+def test_two_processes_follow_one(torchrun, alone, layout, kind):
+    changes, expected = alone(kind)
+    found = torchrun(2, {**changes, "distributed": TWO[layout]})
+    assert_follows(found, expected)
+    assert_same_weights(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", FOUR)
+def test_four_processes_follow_one(torchrun, alone, layout, kind):
+    changes, expected = alone(kind)
+    found = torchrun(4, {**changes, "distributed": FOUR[layout]})
+    assert_follows(found, expected)
+    assert_same_weights(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_saved_on_four_it_goes_on_on_two_on_one_and_under_ddp(torchrun, automodel, alone, kind):
+    changes, expected = alone(kind)
+    part = {**changes, "step_scheduler": {**CHANGES["step_scheduler"], "max_steps": 3}}
+    begun = torchrun(4, {**part, "distributed": FOUR["tp x fsdp"]})
+    assert begun.code == 0, begun.out
+    for steps, processes, layout in ((5, 2, FSDP), (7, 1, None), (10, 2, DDP)):
+        longer = {**changes, "step_scheduler": {**CHANGES["step_scheduler"], "max_steps": steps}}
+        if processes == 1:
+            found = automodel(longer)
+        else:
+            found = torchrun(processes, {**longer, "distributed": layout})
+        assert found.code == 0, found.out
+    assert [step["step"] for step in found.steps] == list(range(1, 11))
+    assert found.losses == pytest.approx(expected.losses, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["foreach", "fused"])
+def test_optimizers_that_update_many_tensors_at_once(torchrun, alone, how):
+    changes, expected = alone("full")
+    optimizer = {"optimizer": {how: True}}
+    assert_follows(
+        torchrun(4, {**changes, **optimizer, "distributed": FOUR["tp x fsdp"]}), expected
+    )
+
+
+def test_a_rank_without_a_sample_of_a_step_keeps_the_others_company(torchrun, automodel):
+    five = {"dataset": {"limit_dataset_samples": 5}, "step_scheduler": {"num_epochs": 2}}
+    one = automodel({**five, "dataloader": {"batch_size": 4}}, folder="one")
+    two = torchrun(2, {**five, "dataloader": {"batch_size": 2}}, folder="two")
+    assert two.code == 0, two.out
+    assert two.losses == pytest.approx(one.losses, rel=1e-5)
+
+
+def test_sizes_that_do_not_multiply_to_the_world_are_refused(torchrun):
+    found = torchrun(2, {"distributed": {"_target_": "fsdp2", "tp_size": 3}})
+    assert found.code != 0
+    assert "3" in found.out
+    assert not found.folder.exists() or not found.checkpoints
