@@ -111,7 +111,8 @@ def automodel(tmp_path, config_file, capsys):
 
     def run(changes: dict | None = None, *arguments: str, folder: str = "run") -> Finished:
         run_folder = tmp_path / folder
-        code = main(["run", config_file(changes, run_folder), *arguments])
+        one = ["--nproc-per-node", "1"]  # however many GPUs there are
+        code = main(["run", config_file(changes, run_folder), *one, *arguments])
         printed = capsys.readouterr()
         return Finished(code, run_folder, printed.out + printed.err)
 

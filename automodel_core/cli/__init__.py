@@ -86,12 +86,17 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command; returns the exit code. The context's `obj` is what was typed.
+
+    Args:
+        arguments: What was typed after the program's name; the process's own if left out.
+    """
     # Threads that spin while they wait cost ten times the work on a busy machine. OpenMP reads
     # this when torch is imported, which is later than here.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        code = cli.main(arguments and list(arguments), prog_name="automodel", standalone_mode=False)
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        code = cli.main(words, prog_name="automodel", standalone_mode=False, obj=words)
         return code if isinstance(code, int) else 0
     except click.exceptions.Abort:
         return INTERRUPTED

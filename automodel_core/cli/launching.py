@@ -21,7 +21,7 @@ from automodel_core import ranks
 from automodel_core.errors import DONE, UserError
 
 # Where processes that this command started leave what went wrong: it shows one, not all.
-ERRORS = "AUTOMODEL_ERRORS"
+ERRORS = "_AUTOMODEL_ERRORS"
 
 FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1")
 

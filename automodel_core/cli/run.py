@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import traceback
 from collections.abc import Callable
 
@@ -67,12 +66,13 @@ def run(
     if loaded.problems and ranks.rank() == 0:  # warnings
         click.echo(render(loaded.problems), err=True)
     hooks = observers(loaded, config, launcher)
-    code = hooks.automodel_launch(config=config, argv=sys.argv[1:])
+    typed = click.get_current_context().obj
+    code = hooks.automodel_launch(config=config, argv=typed)
     if code is not None:
         return code
     check_by_importing(loaded, config)
     if processes > 1:
-        return launch(processes, sys.argv[1:])
+        return launch(processes, typed)
     from automodel_core.train.build import fine_tune  # imports torch
     from automodel_core.train.context import SAVED_BY, RunContext
 

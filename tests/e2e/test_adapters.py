@@ -100,7 +100,13 @@ def test_an_adapter_may_stay_as_it_is_if_the_yaml_says_so(automodel, does, lines
 @pytest.mark.parametrize("does", ["stop", "off"])
 def test_a_whole_model_that_trains_by_mistake_stops_the_run(automodel, monkeypatch, does):
     load_model = build.load_model
-    monkeypatch.setattr(build, "load_model", lambda *a: load_model(*a).requires_grad_(True))
+
+    def thawed(*arguments):
+        loaded = load_model(*arguments)
+        loaded.model.requires_grad_(True)
+        return loaded
+
+    monkeypatch.setattr(build, "load_model", thawed)
     run = automodel({"peft": LORA, "guards": {"adapter_unchanged": does}})
     assert run.code == 3, run.out
     assert "guard frozen_weights_train: " in run.out

@@ -108,8 +108,16 @@ def assert_same_weights(found: Finished, expected: Finished) -> None:
         assert difference < 1e-3, name
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layout", TWO)
+# The pairs of the default suite; the others take too long for it.
+FAST = [("ddp", "full"), ("fsdp2", "chunked loss"), ("fsdp2", "lora"), ("tp+sp", "full")]
+PAIRS = [
+    pytest.param(layout, kind, marks=() if (layout, kind) in FAST else pytest.mark.slow)
+    for layout in TWO
+    for kind in KINDS
+]
+
+
+@pytest.mark.parametrize(("layout", "kind"), PAIRS)
 def test_two_processes_follow_one(torchrun, alone, layout, kind):
     changes, expected = alone(kind)
     found = torchrun(2, {**changes, "distributed": TWO[layout]})
