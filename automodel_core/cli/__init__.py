@@ -15,7 +15,7 @@ from automodel_core.errors import BAD_INPUT, FAILED, INTERRUPTED, UserError
 
 # Command -> what it does and where it is: `module:function`.
 COMMANDS = {
-    "run": ("Train: one process, or inside a launcher that started this one.", "run:run"),
+    "run": ("Train, on every GPU that there is.", "run:run"),
     "validate": (
         "Check a configuration: every mistake at once, with its line.",
         "validate:validate",
@@ -41,7 +41,7 @@ Exit codes:
   2   bad input; nothing was started
   3   a guard stopped the run
   75  saved after a signal; run the same command again to go on
-  130 interrupted a second time
+  130 interrupted for the third time, unsaved
 \b
 Environment:
   AUTOMODEL_ALLOW            names that a YAML file may use besides the installed plugins

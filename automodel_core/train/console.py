@@ -37,6 +37,8 @@ class Console:
 
     def say(self, text: str = "") -> None:
         """One line, above the progress bar if there is one."""
+        if self.rich.quiet:  # which would still lay it out
+            return
         (self.progress.console if self.progress else self.rich).print(text, markup=False)
 
     def heading(self, text: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 import torch
+from torch.distributed.tensor import DTensor
 
 from automodel_core.config.schema import GuardSettings
 from automodel_core.errors import GuardStop
@@ -83,6 +84,12 @@ class SpikeDetector:
         return spike
 
 
+def sampled(tensor: torch.Tensor) -> torch.Tensor:
+    """Some elements of what this rank holds of a tensor."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.flatten()[:LOST_SAMPLE]
+
+
 @attrs.define
 class LostUpdates:
     """lost_updates: the share of weights whose update is rounded away by their own precision.
@@ -108,16 +115,14 @@ class LostUpdates:
 
     def measure(self, take_step: Callable[[], None]) -> torch.Tensor:
         """Take the optimizer step; the share of sampled elements with a gradient left unmoved, a
-        scalar on the device."""
+        scalar on the device. Of a sharded model, this rank's part is looked at."""
         before = [
-            (p, p.detach().flatten()[:LOST_SAMPLE].clone(), p.grad.flatten()[:LOST_SAMPLE] != 0)
+            (p, sampled(p.detach()).clone(), sampled(p.grad) != 0)
             for p in self.parameters
             if p.grad is not None
         ]
         take_step()
-        moved = torch.stack(
-            [((p.detach().flatten()[:LOST_SAMPLE] != old) & has).sum() for p, old, has in before]
-        )
+        moved = torch.stack([((sampled(p.detach()) != old) & has).sum() for p, old, has in before])
         eligible = torch.stack([has.sum() for _, _, has in before])
         return 1.0 - moved.sum() / eligible.sum().clamp(min=1)
 

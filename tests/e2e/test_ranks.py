@@ -163,6 +163,14 @@ def test_optimizers_that_update_many_tensors_at_once(torchrun, alone, how):
     )
 
 
+@pytest.mark.slow
+def test_updates_that_bfloat16_rounds_away_are_measured_on_sharded_weights(torchrun):
+    small = {"model": {"torch_dtype": "bfloat16"}, "optimizer": {"lr": 1e-6}}
+    found = torchrun(2, {**small, "distributed": FSDP})
+    assert found.code == 0, found.out
+    assert found.out.count("guard lost_updates") == 1
+
+
 def test_a_rank_without_a_sample_of_a_step_keeps_the_others_company(torchrun, automodel):
     five = {"dataset": {"limit_dataset_samples": 5}, "step_scheduler": {"num_epochs": 2}}
     one = automodel({**five, "dataloader": {"batch_size": 4}}, folder="one")
