@@ -58,6 +58,10 @@ class GuardStop(Exception):
         self.fix = fix
 
 
+class FailedElsewhere(RuntimeError):
+    """Another rank failed, and says there why; this one can't go on without it."""
+
+
 class SavedAfterSignal(Exception):
     """The run was asked to stop and saved first: exit code 75 (or 130 if it could not save)."""
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import click
 
+from automodel_core.cli.telling import is_told, tell
 from automodel_core.config.report import ConfigError, render, render_user_error
 from automodel_core.errors import BAD_INPUT, FAILED, INTERRUPTED, UserError
 
@@ -101,16 +102,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Abort:
         return INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        if not is_told():
+            error.show()
         return BAD_INPUT
     except ConfigError as error:
-        click.echo(render(error.problems), err=True)
+        tell(render(error.problems))
         return BAD_INPUT
     except UserError as error:
-        click.echo(render_user_error(error, lambda path: None), err=True)
+        tell(render_user_error(error, lambda path: None))
         return BAD_INPUT
     except KeyboardInterrupt:
-        click.echo("Interrupted.", err=True)
+        tell("Interrupted.")
         return INTERRUPTED
     except BrokenPipeError:
         sys.stdout = None  # whoever read us has gone; nothing is left to flush

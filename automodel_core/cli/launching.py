@@ -6,140 +6,204 @@ In a process that torchrun has started, ours or somebody else's, the run simply 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import shlex
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from automodel_core import ranks
-from automodel_core.errors import DONE, UserError
+from automodel_core.cli.telling import TOLD
+from automodel_core.config.secrets import masked_words
+from automodel_core.errors import DONE, INTERRUPTED, SAVED_AFTER_SIGNAL, UserError
 
-# Where processes that this command started leave what went wrong: it shows one, not all.
-ERRORS = "_AUTOMODEL_ERRORS"
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+# The run handles these three times over: it saves, it hurries, it is interrupted.
 FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1")
+PATIENCE = 3
+
+# What the names of the runs begin with that are launched here.
+NAME = "automodel-"
 
 
-def processes_wanted(asked: str | None) -> int:
+class Processes(click.ParamType):
+    """How many processes: a number, or `gpu` or `auto` as torchrun knows them."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
+        if value in ("gpu", "auto"):
+            return value
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value} is no number of processes, such as 2, nor gpu or auto.", param, ctx)
+        return int(value)
+
+
+def inside_torchrun() -> bool:
+    """Whether a launcher has started this process as one rank of a run."""
+    return "RANK" in os.environ
+
+
+def launched_here() -> bool:
+    """Whether it was `launch` that started this process: its parent has told what is to be told."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(NAME)
+
+
+def processes_wanted(asked: int | str | None) -> int:
     """How many processes are to be started; 1 goes on in this one.
 
     Args:
-        asked: `--nproc-per-node`: a number, or `gpu` for one for each GPU, which is the default.
+        asked: A number; `gpu`, one for each GPU; `auto` or None, the same or one without GPUs.
 
     Raises:
-        UserError: It is neither, or there are fewer GPUs than that.
+        UserError: There are fewer GPUs than that, or torchrun has started another number.
     """
-    if "RANK" in os.environ:
+    if inside_torchrun():
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if isinstance(asked, int) and asked != here:
+            raise UserError(
+                f"--nproc-per-node {asked}: the launcher has started {here} process(es) here.",
+                fix="give the number to that launcher, and leave it out behind `automodel run`",
+            )
         return 1
-    gpus = visible_gpus()
-    if asked in (None, "gpu", "auto"):
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if asked == "gpu" and not gpus:
+        raise UserError("--nproc-per-node gpu: PyTorch sees none.", fix="write a number, such as 1")
+    if not isinstance(asked, int):
         return max(gpus, 1)
-    if not asked.isdecimal() or asked == "0":
+    if 0 < gpus < asked:
         raise UserError(
-            f"--nproc-per-node takes a number of processes, or gpu, not {asked}.",
-            fix="write --nproc-per-node 2, say",
-        )
-    if gpus and int(asked) > gpus:
-        raise UserError(
-            f"--nproc-per-node {asked}: this machine shows {gpus} GPU(s), one for each process.",
+            f"--nproc-per-node {asked}: PyTorch sees {gpus} GPU(s), and each process needs one.",
             fix=f"write --nproc-per-node {gpus}, or hide them all with CUDA_VISIBLE_DEVICES=",
         )
-    return int(asked)
+    return asked
 
 
-def visible_gpus() -> int:
-    """The GPUs that PyTorch will see, counted without importing it."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return len([each for each in chosen.split(",") if each.strip()])
-    return len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdecimal()])
+def announce(processes: int, arguments: Sequence[str]) -> None:
+    """Print the command that does the same with torchrun."""
+    words = masked_words(["-m", "automodel_core", *arguments])
+    command = ["torchrun", "--standalone", "--nproc-per-node", str(processes), *words]
+    click.echo(f"{processes} processes; --nproc-per-node 1 is one. The same as:", err=True)
+    click.echo(f"    {shlex.join(command)}", err=True)
 
 
-def launch(processes: int, arguments: Sequence[str]) -> int:
-    """Run this command in so many processes.
+def launch(processes: int, command: Sequence[str]) -> int:
+    """Run Python with the arguments `command` in so many processes, as torchrun does.
 
     Returns:
-        The exit code of the one that failed first, else 0.
+        75 if any of them ended so, else the exit code of the one that failed first, else 0. A
+        signal that ended it counts as in a shell: 128 + its number.
     """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    command = ["-m", "automodel_core", *arguments]
-    equivalent = ["torchrun", "--nproc-per-node", str(processes), *command]
-    click.echo(f"{processes} processes; --nproc-per-node 1 is one. The same as:", err=True)
-    click.echo(f"    {shlex.join(equivalent)}", err=True)
-    cores = os.cpu_count() or processes
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(cores // processes, 1)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=f"automodel-{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        # The others are for the run: it saves and stops.
-        signals_to_handle="SIGHUP,SIGQUIT",
-    )
-    with tempfile.TemporaryDirectory() as folder, quiet_launcher(), signals_forwarded():
-        os.environ[ERRORS] = folder
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(usable_cores() // processes, 1)))
+    signals = Forwarding()
+    with tempfile.TemporaryDirectory() as folder, quiet_launcher(), signals.installed():
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=f"{NAME}{os.getpid()}",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            # The others are for the run, which saves and stops; here they would end it.
+            signals_to_handle="SIGHUP,SIGQUIT",
+        )
         try:
-            elastic_launch(config, sys.executable)(*command)
+            elastic_launch(config, sys.executable)("-u", *command)
+        except SignalException as error:
+            return 128 + error.sigval
         except ChildFailedError as error:
+            if signals.killed:
+                click.echo("Interrupted: the processes were killed.", err=True)
+                return INTERRUPTED
             rank, failure = error.get_first_failure()
-            said = Path(folder, str(rank))
-            if said.exists():
-                click.echo(said.read_text(), err=True)
-            else:
-                click.echo(f"Rank {rank} ended with exit code {failure.exitcode}.", err=True)
-            return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+            if not any(Path(folder).rglob(TOLD)):
+                click.echo(f"Rank {rank} of {processes} {ending(failure)}.", err=True)
+            codes = {each.exitcode for each in error.failures.values()}
+            return SAVED_AFTER_SIGNAL if SAVED_AFTER_SIGNAL in codes else exit_code(failure)
     return DONE
 
 
-def say(text: str) -> None:
-    """What went wrong, to whoever shows it: once, although every rank may have met it."""
-    if folder := os.environ.get(ERRORS):
-        Path(folder, str(ranks.rank())).write_text(text)
-    else:
-        click.echo(f"[rank {ranks.rank()}] {text}" if ranks.world_size() > 1 else text, err=True)
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-@contextmanager
-def signals_forwarded() -> Iterator[None]:
-    """Signals to this process reach every process of the run, which live in sessions of their own
-    so that a terminal's Ctrl-C doesn't reach them twice."""
-
-    def forward(number: int, frame: object) -> None:
-        for child in children():
-            os.kill(child, number)
-
-    names = [name for name in FORWARDED if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), forward) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+def exit_code(failure: ProcessFailure) -> int:
+    """As a shell has it."""
+    return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
 
 
-def children() -> list[int]:
-    """The processes that this one has started."""
-    import psutil
+def ending(failure: ProcessFailure) -> str:
+    """How a process ended that didn't say why."""
+    if failure.exitcode > 0:
+        return f"ended with exit code {failure.exitcode} and didn't say why"
+    name = failure.signal_name()
+    memory = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+    return f"was ended by {name}{memory}"
 
-    return [child.pid for child in psutil.Process().children()]
+
+class Forwarding:
+    """Signals to this process reach every process of the run. Those live in sessions of their own,
+    so that a terminal's Ctrl-C doesn't reach them too.
+
+    Attributes:
+        killed: There were more signals than the run has answers to, so it was killed.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    @property
+    def killed(self) -> bool:
+        return self._count > PATIENCE
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """A signal's handler. Raises KeyboardInterrupt if nothing has been started yet."""
+        import psutil
+
+        self._count += 1
+        children = psutil.Process().children()
+        if not children and self._count == 1:
+            raise KeyboardInterrupt
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL if self.killed else number)
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Within it, signals are forwarded."""
+        names = [name for name in FORWARDED if hasattr(signal, name)]
+        before = {name: signal.signal(getattr(signal, name), self.handle) for name in names}
+        try:
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(getattr(signal, name), handler)
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet_launcher() -> Iterator[None]:
     """torchrun logs every failure at length; the run has said what went wrong."""
-    import logging
-
     logger = logging.getLogger("torch.distributed.elastic")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import traceback
+import warnings
 from collections.abc import Callable
 
 import attrs
@@ -11,10 +12,17 @@ import click
 import pluggy
 
 from automodel_core import ranks
-from automodel_core.cli import launching
-from automodel_core.cli.launching import launch, processes_wanted
+from automodel_core.cli.launching import (
+    Processes,
+    announce,
+    inside_torchrun,
+    launch,
+    launched_here,
+    processes_wanted,
+)
 from automodel_core.cli.loading import Loaded, load
 from automodel_core.cli.options import OVERRIDES, allowing, words
+from automodel_core.cli.telling import let_the_cause_be_told, tell
 from automodel_core.config.effective import effective_tree
 from automodel_core.config.report import render, render_user_error
 from automodel_core.config.schema import RunConfig
@@ -39,8 +47,8 @@ from automodel_core.wording import did_you_mean
 @click.option("--launcher", metavar="NAME", help="Hand the run to this installed launcher.")
 @click.option(
     "--nproc-per-node",
-    metavar="N",
-    help="Processes on this machine; one for each GPU if left out.",
+    type=Processes(),
+    help="Processes on this machine; one for each visible GPU if left out.",
 )
 @click.option("-v", "--verbose", count=True, help="Print every step.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only what goes wrong.")
@@ -53,26 +61,31 @@ def run(
     resume_override: bool,
     fresh: bool,
     launcher: str | None,
-    nproc_per_node: str | None,
+    nproc_per_node: int | str | None,
     verbose: int,
     quiet: bool,
 ) -> int:
     """Train as FILES say, with overrides such as optimizer.lr=1e-5; later files win."""
-    processes = processes_wanted(nproc_per_node)
     loaded = load(
         words, allow=allow, no_plugin=no_plugin, remote_code=trust_remote_code, strict=True
     )
     config = loaded.require()
-    if loaded.problems and ranks.rank() == 0:  # warnings
+    if ranks.rank():
+        warnings.simplefilter("ignore")  # rank 0 has the same
+    elif loaded.problems and not launched_here():  # all of them warnings
         click.echo(render(loaded.problems), err=True)
     hooks = observers(loaded, config, launcher)
     typed = click.get_current_context().obj
-    code = hooks.automodel_launch(config=config, argv=typed)
-    if code is not None:
-        return code
+    if not inside_torchrun():
+        code = hooks.automodel_launch(config=config, argv=typed)
+        if code is not None:
+            return code
     check_by_importing(loaded, config)
+    processes = processes_wanted(nproc_per_node)
     if processes > 1:
-        return launch(processes, typed)
+        if not quiet:
+            announce(processes, typed)
+        return launch(processes, ["-m", "automodel_core", *typed])
     from automodel_core.train.build import fine_tune  # imports torch
     from automodel_core.train.context import SAVED_BY, RunContext
 
@@ -116,7 +129,7 @@ def finished(train: Callable[[], object], loaded: Loaded) -> int:
     """Run `train` and turn how it ended into a screen and an exit code."""
 
     def say(text: str) -> None:
-        launching.say(loaded.redact(text))
+        tell(loaded.redact(text))
 
     try:
         train()
@@ -133,7 +146,9 @@ def finished(train: Callable[[], object], loaded: Loaded) -> int:
     except KeyboardInterrupt:
         say("Interrupted again: this step is not saved.")
         return INTERRUPTED
-    except Exception:
-        say(traceback.format_exc())
+    except Exception as error:
+        let_the_cause_be_told(error)
+        others = ranks.world_size()
+        say((f"Rank {ranks.rank()} of {others}:\n" if others > 1 else "") + traceback.format_exc())
         return FAILED
     return DONE

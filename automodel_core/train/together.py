@@ -8,6 +8,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from automodel_core.errors import FailedElsewhere
+
 
 class Together:
     """Runs steps of which none may begin before all processes have finished the one before it.
@@ -34,7 +36,8 @@ class Together:
         """Take a step, and wait until every process has taken it.
 
         Raises:
-            RuntimeError: It failed in another process, which says why; or that one is gone.
+            FailedElsewhere: It failed in another process, which says why.
+            RuntimeError: Another process is gone.
             Exception: What the step raised here.
         """
         failed: Exception | None = None
@@ -47,6 +50,6 @@ class Together:
             told = torch.tensor(self.rank + 1 if failed else 0)
             dist.all_reduce(told, dist.ReduceOp.MAX, self._group)
             if failed is None and told:
-                raise RuntimeError(f"rank {int(told) - 1} failed, and says there why")
+                raise FailedElsewhere(f"rank {int(told) - 1} failed, and says there why")
         if failed is not None:
             raise failed
