@@ -91,7 +91,10 @@ class _ScaleFeatures(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x, factors)
-        return (x * factors).to(x.dtype)
+        scaled = x * factors
+        # `.to` that has nothing to do returns the tensor itself, and torch 2.11 then compiles this
+        # function to gradients of zero (pytorch/pytorch#180642).
+        return scaled if scaled.dtype == x.dtype else scaled.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
