@@ -37,7 +37,7 @@ def test_it_trains_as_one_process_does_and_prints_torchruns_line(launched, autom
     expected = automodel(four, folder="one")
     assert found.code == 0, found.out
     assert found.losses == pytest.approx(expected.losses, rel=1e-5)
-    assert "torchrun --nproc-per-node 2 -m automodel_core run" in found.out
+    assert "torchrun --standalone --nproc-per-node 2 -m automodel_core run" in found.out
     assert found.out.count("Precision (") == 1, "one rank talks"
 
 
