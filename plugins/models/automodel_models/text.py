@@ -110,7 +110,9 @@ class TextModel:
                 return None
             self.files.fetch_weights()
         folder = weights or self.files.folder
-        model = self.empty_model().to(dtype)
+        model = self.empty_model()
+        for parameter in model.parameters():  # buffers keep the precision they are computed in
+            parameter.data = parameter.data.to(dtype)
         if not can_read_sharded(model, folder):
             return None
         finish(model, folder, self.name, dtype)
