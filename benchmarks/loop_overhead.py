@@ -114,6 +114,7 @@ def measure(steps: int) -> dict[str, float]:
     from automodel_core.train import loop
     from automodel_core.train.data import TrainingData
     from automodel_core.train.guards import Guards
+    from automodel_core.train.step import Objective
 
     torch.set_num_threads(1)
     clock, done, report = Clock(), Counter(), loop.report
@@ -133,7 +134,7 @@ def measure(steps: int) -> dict[str, float]:
     for owner, name in ((torch.amp.GradScaler, "step"), (torch.optim.AdamW, "zero_grad")):
         setattr(owner, name, clock.around("optimizer", getattr(owner, name)))
     TrainingData.next_step = clock.around("data", TrainingData.next_step)
-    loop.prepare_micro_batch = clock.around("data", loop.prepare_micro_batch)
+    Objective.prepare = clock.around("data", Objective.prepare)
     loop.report = clock.around("report", counted)
     for name in ("before_step", "take_step", "after_step"):
         setattr(Guards, name, clock.around("guards", getattr(Guards, name)))

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from automodel_core.errors import UserError
 from automodel_core.export.stored import INDEX, SINGLE
 from automodel_core.train.checkpoint import disk_trouble, flush
+from automodel_core.train.run_folder import check_disk_space
 
 
 class ShardWriter:
@@ -93,7 +94,8 @@ def published(target: Path, needed_bytes: int) -> Iterator[Path]:
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        check_space(aside, needed_bytes)
+        fix = "choose a folder on a larger disk with --out"
+        check_disk_space(aside, needed_bytes, "the model", fix)
         yield aside
         for path in aside.rglob("*"):
             flush(path)
@@ -104,18 +106,3 @@ def published(target: Path, needed_bytes: int) -> Iterator[Path]:
         if isinstance(error, UserError) or (said := disk_trouble(error)) is None:
             raise
         raise UserError(f"{target} could not be written: {said}.", fix="choose --out") from error
-
-
-def check_space(folder: Path, needed_bytes: int) -> None:
-    """Refuse at once what can't fit.
-
-    Raises:
-        UserError: with the arithmetic.
-    """
-    free = shutil.disk_usage(folder).free
-    if needed_bytes > free:
-        raise UserError(
-            f"The model needs about {needed_bytes / 2**30:.1f} GiB, but {folder.parent} has "
-            f"{free / 2**30:.1f} GiB free.",
-            fix="choose a folder on a larger disk with --out",
-        )

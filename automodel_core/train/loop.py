@@ -16,7 +16,7 @@ from automodel_core.train.run import Run
 from automodel_core.train.saving import amend_metrics, save, saved_after_signal
 from automodel_core.train.schedule import learning_rate
 from automodel_core.train.signals import Dropped, StopRequest
-from automodel_core.train.step import accumulate_gradients, prepare_micro_batch
+from automodel_core.train.step import accumulate_gradients
 from automodel_core.train.validating import validate
 
 
@@ -98,10 +98,7 @@ def gradients(run: Run, stop: StopRequest) -> tuple[Reading, torch.Tensor]:
     clock, started = StepClock(device), time.perf_counter()
     data = run.data.next_step()
     waited = time.perf_counter() - started
-    micro_batches = [
-        prepare_micro_batch(batch, device, world.manager.sequence_multiple)
-        for batch in data.batches
-    ]
+    micro_batches = [run.objective.prepare(batch) for batch in data.batches]
     label_tokens, tokens, stopping = world.sum(
         [
             sum(each.label_tokens for each in micro_batches),

@@ -13,6 +13,7 @@ from automodel_core.errors import UserError
 from automodel_core.targets import at
 from automodel_core.train.checkpoint import damaged
 from automodel_core.train.console import Console
+from automodel_core.train.deferred import DeferredInit
 from automodel_core.train.prepare import Prepared
 from automodel_core.train.rng import seed_everything
 from automodel_core.train.sharded_reading import read_sharded
@@ -48,7 +49,10 @@ def load_model(
     saved, adapter, world = checkpoint and checkpoint / "model", prepared.adapter, prepared.world
     weights = None if adapter else saved
     if sharded(world) and adapter is None:
-        loaded = read_in_parts(config, prepared, weights)
+        if weights is None and prepared.source.weight_bytes is None:
+            loaded = draw_in_parts(config, prepared)
+        else:
+            loaded = read_in_parts(config, prepared, weights)
         if loaded is not None:
             return loaded
     model = read_whole(config, prepared, weights, checkpoint)
@@ -96,11 +100,36 @@ def read_in_parts(
     sharded_saves = can_save_sharded(model)
     with at(config.distributed.path):
         spread = world.manager.parallelize(model, world.mesh, precision)
-    where = torch.device("cpu") if world.manager.offloads else prepared.device
     with at(config.model.path):
-        read_sharded(model, folder, where, prepared.source.name)
+        read_sharded(model, folder, where_parameters_are(prepared), prepared.source.name)
     put(model, prepared)
     return LoadedModel(model, spread, sharded_saves)
+
+
+def draw_in_parts(config: RunConfig, prepared: Prepared) -> LoadedModel | None:
+    """Each rank keeps its part of the weights that one process would draw; None if this model has
+    to be drawn whole."""
+    world, precision = prepared.world, prepared.precision
+    with at(config.model.path):
+        try:
+            with DeferredInit() as init:
+                model = prepared.source.load_model(precision.weights, torch.device("meta"))
+        except RuntimeError:  # its constructor looks at what it has drawn
+            seed_everything(prepared.supplied["seed"])
+            return None
+    if len(prepared.tokenizer) > model.get_input_embeddings().num_embeddings:
+        seed_everything(prepared.supplied["seed"])
+        return None
+    sharded_saves, unsharded = can_save_sharded(model), init.tensors(model)
+    with at(config.distributed.path):
+        spread = world.manager.parallelize(model, world.mesh, precision)
+    init.draw(model, unsharded, where_parameters_are(prepared))
+    put(model, prepared)
+    return LoadedModel(model, spread, sharded_saves)
+
+
+def where_parameters_are(prepared: Prepared) -> torch.device:
+    return torch.device("cpu") if prepared.world.manager.offloads else prepared.device
 
 
 def read_whole(

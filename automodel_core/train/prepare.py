@@ -230,4 +230,10 @@ def check_space(config: RunConfig, prepared: Prepared, folder: Path) -> None:
     count = 1 + (prepared.horizon.total_steps - 1) // every if every else 1
     if section.keep_last is not None:
         count = min(count, section.keep_last + 2)  # the best one, and the one being written
-    check_disk_space(folder, saved * count, f"{count} checkpoint(s)")
+    check_disk_space(
+        folder,
+        saved * count,
+        f"{count} checkpoint(s)",
+        "choose a checkpoint_dir on a larger disk, or save less often",
+        ("checkpoint", "checkpoint_dir"),
+    )

@@ -8,7 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
-from automodel_core.errors import UserError
+from automodel_core.errors import ConfigPath, UserError
 
 try:
     import fcntl
@@ -101,13 +101,15 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def check_disk_space(folder: Path, needed: int, what: str) -> None:
-    """Refuse a run whose checkpoints cannot fit.
+def check_disk_space(folder: Path, needed: int, what: str, fix: str, path: ConfigPath = ()) -> None:
+    """Refuse at once what cannot fit.
 
     Args:
-        folder: Where they go.
+        folder: Where it goes.
         needed: Estimated bytes.
-        what: What they are, for the message.
+        what: What it is, for the message.
+        fix: What to do about it.
+        path: The key that chose the folder.
 
     Raises:
         UserError: with the arithmetic.
@@ -115,10 +117,10 @@ def check_disk_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{what} need about {needed / 2**30:.1f} GiB, but {folder} has "
-            f"{free / 2**30:.1f} GiB free.",
-            fix="choose a checkpoint_dir on a larger disk, or save less often",
-            path=CHECKPOINT_DIR_KEY,
+            f"Not enough room for {what}: about {needed / 2**30:.1f} GiB are needed, and {folder} "
+            f"has {free / 2**30:.1f} GiB free.",
+            fix=fix,
+            path=path,
         )
 
 

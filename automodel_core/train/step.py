@@ -158,6 +158,10 @@ class Objective:
 
         return cls(token_losses, precision, device, world, spread, takes_positions(model))
 
+    def prepare(self, batch: Batch) -> MicroBatch:
+        """A collated batch as this model takes it."""
+        return prepare_micro_batch(batch, self.device, self.world.manager.sequence_multiple)
+
     def loss_sum(self, micro_batch: MicroBatch) -> torch.Tensor:
         """The float32 sum of the token losses, not divided by anything."""
         inputs = dict(micro_batch.inputs)

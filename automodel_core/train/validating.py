@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
-from automodel_core.protocols import Batch
 from automodel_core.train.run import Run
-from automodel_core.train.step import MicroBatch, evaluate, prepare_micro_batch
+from automodel_core.train.step import evaluate
 
 
 def validate(run: Run) -> None:
@@ -15,7 +14,7 @@ def validate(run: Run) -> None:
     metrics: dict[str, float] = {}
     run.model.eval()
     for name, data in run.validation.items():
-        batches = (prepared(run, batch) for batch in data.batches())
+        batches = map(run.objective.prepare, data.batches())
         loss, label_tokens = evaluate(run.objective, batches)
         prefix = f"{name}/" if name else ""
         metrics |= {f"{prefix}loss": loss, f"{prefix}num_label_tokens": label_tokens}
@@ -30,11 +29,6 @@ def validate(run: Run) -> None:
     run.loggers.log_validation(run.step, record)
     run.hooks.automodel_validation_end(folder=run.folder, step=run.step, metrics=record)
     run.ended_early = no_longer_improving(run)
-
-
-def prepared(run: Run, batch: Batch) -> MicroBatch:
-    """A micro-batch as the model takes it."""
-    return prepare_micro_batch(batch, run.objective.device, run.world.manager.sequence_multiple)
 
 
 def no_longer_improving(run: Run) -> bool:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from automodel_core.train import build, loop
+from automodel_core.train.step import Objective
 from tests.same_run import after_step, assert_same_losses_and_tensors
 
 SOON = 20
@@ -50,12 +51,12 @@ def test_a_weight_that_is_no_number(automodel, tiny_model, tmp_path, value):
 
 
 def test_data_without_a_supervised_token(automodel, monkeypatch):
-    prepare = loop.prepare_micro_batch
+    prepare = Objective.prepare
 
-    def masked(batch, *arguments):
-        return prepare(batch | {"labels": torch.full_like(batch["labels"], -100)}, *arguments)
+    def masked(objective, batch):
+        return prepare(objective, batch | {"labels": torch.full_like(batch["labels"], -100)})
 
-    monkeypatch.setattr(loop, "prepare_micro_batch", masked)
+    monkeypatch.setattr(Objective, "prepare", masked)
     run = automodel(LONGER)
     assert run.code == 3
     assert "guard no_supervised_tokens: Step 1 has no supervised token" in run.out

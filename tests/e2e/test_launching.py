@@ -59,7 +59,7 @@ def test_a_signal_saves_on_all_ranks_and_the_run_goes_on(launched):
 def test_what_is_wrong_is_said_once_with_its_exit_code(launched):
     found = launched({"distributed": {"_target_": "fsdp2", "tp_size": 3}}, *BOTH).finish()
     assert found.code == 2, found.out
-    assert found.out.count("tp_size") == 1 + found.out.count("tp_size: 3"), found.out
+    assert found.out.count("tp_size 3 x cp_size 1 = 3 ranks") == 1, found.out
     assert "Traceback" not in found.out
 
 

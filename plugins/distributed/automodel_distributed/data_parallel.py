@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -30,9 +31,11 @@ def replicate(model: nn.Module, group: Any) -> DistributedDataParallel:
     Gradients are views of the buckets, which saves a copy of them. Buffers are left alone: those of
     language models are constants, and a broadcast would overwrite what a rank counts for itself.
     """
-    return DistributedDataParallel(
-        Replica(model),
-        process_group=group,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-    )
+    with warnings.catch_warnings():  # what replaces the flag still broadcasts once
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        return DistributedDataParallel(
+            Replica(model),
+            process_group=group,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )

@@ -73,8 +73,8 @@ def test_a_folder_that_cannot_be_written_is_refused_at_its_key(tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_refused_with_the_arithmetic(tmp_path):
-    with pytest.raises(UserError, match=r"2 checkpoint\(s\) need about 1048576.0 GiB"):
-        check_disk_space(tmp_path, 2**50, "2 checkpoint(s)")
+    with pytest.raises(UserError, match=r"2 checkpoint\(s\): about 1048576.0 GiB"):
+        check_disk_space(tmp_path, 2**50, "2 checkpoint(s)", "make room")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
