@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -54,17 +55,17 @@ def default_collater(
         "attention_mask": 0,
         "position_ids": 0,
     }
-    batch = {
-        key: torch.full((len(samples), width), fill, dtype=torch.long)
-        for key, fill in fills.items()
-    }
+    # In NumPy, where setting a part of a row costs a fraction of what it does in torch.
+    shape = (len(samples), width)
+    padded = {key: np.full(shape, fill, dtype=np.int64) for key, fill in fills.items()}
     for row, sample in enumerate(samples):
         length = len(sample["input_ids"])
         place = slice(0, length) if padding_side == "right" else slice(width - length, width)
         for key in PADDED:
-            batch[key][row, place] = torch.tensor(sample[key])
-        batch["attention_mask"][row, place] = 1
-        batch["position_ids"][row, place] = torch.arange(length)
+            padded[key][row, place] = sample[key]
+        padded["attention_mask"][row, place] = 1
+        padded["position_ids"][row, place] = np.arange(length)
+    batch = {key: torch.from_numpy(array) for key, array in padded.items()}
     others = [key for key in (samples[0] if samples else ()) if key not in PADDED]
     return batch | {key: gathered([sample[key] for sample in samples]) for key in others}
 
