@@ -24,6 +24,8 @@ from automodel_peft.layers import (
 class _Lengths(AdaptedLayer):
     """The part that linear layers and embeddings have in common."""
 
+    starts_from_weights: ClassVar[bool] = True
+
     def adapt(self, settings: LayerSettings) -> None:
         super().adapt(settings)
         squared = torch.linalg.vector_norm(oriented_weight(self), dim=1, dtype=torch.float32) ** 2

@@ -49,16 +49,19 @@ class AdaptedLayer(nn.Module):
 
     Attributes:
         stored: What a file calls its tensors, without the layer's name -> the parameter.
+        starts_from_weights: Whether `adapt` reads the layer's own weight, which must have values
+            then; otherwise it may be on the meta device, and be filled after.
         settings: What it was adapted with.
     """
 
     stored: ClassVar[Mapping[str, str]]
+    starts_from_weights: ClassVar[bool] = False
     settings: LayerSettings
 
     def adapt(self, settings: LayerSettings) -> None:
         """Add the new parameters; the layer computes what it did before."""
         self.settings = settings
-        scale = torch.tensor(settings.scale, device=self.weight.device)
+        scale = torch.tensor(settings.scale, device=device_beside(self))
         self.register_buffer("lora_scale", scale, persistent=False)
 
     @classmethod
@@ -109,8 +112,9 @@ class LoraLinear(AdaptedLayer):
         a = torch.empty(settings.rank, features_in, device="cpu")  # the same on every device
         generator = torch.Generator("cpu").manual_seed(settings.seed)
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+        b = torch.zeros(features_out, settings.rank, device="cpu")
         self.lora_A = new_parameter(a, self, settings)
-        self.lora_B = new_parameter(torch.zeros(features_out, settings.rank), self, settings)
+        self.lora_B = new_parameter(b, self, settings)
 
     def trained_factors(self) -> tuple[nn.Parameter, nn.Parameter]:
         return self.lora_A, self.lora_B
@@ -134,7 +138,7 @@ class LoraEmbedding(AdaptedLayer):
         vocabulary, features = in_and_out(self)
         generator = torch.Generator("cpu").manual_seed(settings.seed)
         b = torch.randn(features, settings.rank, generator=generator, device="cpu")
-        zero = torch.zeros(settings.rank, vocabulary)
+        zero = torch.zeros(settings.rank, vocabulary, device="cpu")
         self.lora_embedding_A = new_parameter(zero, self, settings)
         self.lora_embedding_B = new_parameter(b, self, settings)
 
@@ -171,7 +175,14 @@ def mixed_with(kind: type[nn.Module], own: type[nn.Module]) -> type[nn.Module]:
 
 def new_parameter(values: torch.Tensor, beside: nn.Module, settings: LayerSettings) -> nn.Parameter:
     """A parameter of the adapter's dtype, where the layer's weight is."""
-    return nn.Parameter(values.to(device=beside.weight.device, dtype=settings.dtype))
+    return nn.Parameter(values.to(device=device_beside(beside), dtype=settings.dtype))
+
+
+def device_beside(module: nn.Module) -> torch.device:
+    """Where the layer's weight is; the CPU for a weight without values, since what is added has
+    values that would be lost with it."""
+    device = module.weight.device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def oriented_weight(module: nn.Module) -> torch.Tensor:

@@ -63,12 +63,21 @@ def check_frozen(model: nn.Module, saved: SavedAdapter) -> None:
     """An embedding that came with the file must be the model's own.
 
     Raises:
-        UserError: It was changed, for instance to add tokens.
+        UserError: It was changed, for instance to add tokens, or can't be compared with a model
+            without weights.
     """
     for key, tensor in saved.others.items():
         if not key.endswith(FROZEN):
             continue
-        own = model.get_submodule(key.removesuffix(FROZEN)).weight.detach().cpu()
+        own = model.get_submodule(key.removesuffix(FROZEN)).weight.detach()
+        if own.is_meta:
+            raise UserError(
+                f"{saved.folder} brings an embedding to compare with the model's, which isn't read "
+                "yet.",
+                fix="apply the adapter after the weights are read",
+                argument="adapter_path",
+            )
+        own = own.cpu()
         if own.shape != tensor.shape or not torch.allclose(own.float(), tensor.float(), rtol=1e-2):
             raise UserError(
                 f"{saved.folder} brings an embedding of its own for {key.removesuffix(FROZEN)}.",

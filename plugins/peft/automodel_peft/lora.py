@@ -27,7 +27,14 @@ from automodel_peft.layers import (
 from automodel_peft.loading import load_into
 from automodel_peft.merging import LoraMerger
 from automodel_peft.options import check_options, check_sizes, check_variant, read_dtype
-from automodel_peft.plan import Plan, Planned, Sizes, plan_from_file, plan_from_patterns
+from automodel_peft.plan import (
+    Plan,
+    Planned,
+    Sizes,
+    check_weights,
+    plan_from_file,
+    plan_from_patterns,
+)
 from automodel_peft.selection import Patterns
 from automodel_peft.trained import train_whole
 
@@ -103,11 +110,15 @@ class PeftConfig:
     def apply(self, model: PreTrainedModel) -> Selection:
         """Freeze the model, adapt what is selected, and take over the adapter to go on from.
 
+        A model without weights (on the meta device) may be filled after. What is added is on the
+        CPU then and has the values that it has beside the weights.
+
         Raises:
-            UserError: As `select`.
+            UserError: As `select`; or the variant starts from weights that aren't there.
         """
         saved = self._saved()
         plan = self._plan(model, saved)
+        check_weights(plan, self.name, self.kind)
         selection = described(self, model, plan)
         model.requires_grad_(False)
         for name, planned in plan.adapted.items():

@@ -13,6 +13,7 @@ of a bfloat16 weight, and is what other programs open: a LoRA of rank 2r on the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 
@@ -32,6 +33,8 @@ ITERATIONS, OVERSAMPLING = 16, 8
 
 class _Principal(AdaptedLayer):
     """The part that linear layers and embeddings have in common."""
+
+    starts_from_weights: ClassVar[bool] = True
 
     def adapt(self, settings: LayerSettings) -> None:
         super().adapt(settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import attrs
 from torch import nn
@@ -12,6 +12,7 @@ from automodel_core.errors import UserError
 from automodel_peft.candidates import embedding_layers, linear_layers
 from automodel_peft.files import SavedAdapter
 from automodel_peft.globs import first_match, matches
+from automodel_peft.layers import AdaptedLayer
 from automodel_peft.selection import Patterns, choose
 
 
@@ -97,6 +98,32 @@ def plan_from_file(model: PreTrainedModel, saved: SavedAdapter) -> Plan:
         if name in saved.adapted
     }
     return Plan(adapted, _trained_in(model, saved))
+
+
+def check_weights(
+    plan: Plan, variant: str, kind: Callable[[nn.Module], type[AdaptedLayer]]
+) -> None:
+    """Refuse modules without weights (on the meta device) where what is added starts from them.
+
+    Args:
+        variant: Its name, for the message.
+        kind: The class that it makes of a module.
+
+    Raises:
+        UserError: A module has none, and needs them.
+    """
+    starting = [
+        (variant, name, planned.module)
+        for name, planned in plan.adapted.items()
+        if kind(planned.module).starts_from_weights
+    ]
+    starting += [("What trains as a whole", *item) for item in plan.trained.items()]
+    for what, name, module in starting:
+        if any(parameter.is_meta for parameter in module.parameters()):
+            raise UserError(
+                f"{what} starts from the model's weights, and those of {name} aren't read yet.",
+                fix="apply the adapter after the weights are read",
+            )
 
 
 def _trained_in(model: nn.Module, saved: SavedAdapter) -> dict[str, nn.Module]:
