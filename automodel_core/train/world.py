@@ -7,6 +7,7 @@ unpickled.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -130,6 +131,9 @@ class World:
         timeout = timedelta(minutes=settings.timeout_minutes)
         dist.init_process_group(
             chosen_backend(settings.backend, device, self.size),
+            store=meeting_place(timeout),
+            rank=self.rank,
+            world_size=self.size,
             timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
@@ -139,6 +143,15 @@ class World:
         yield
         # Not after an error: another rank may be in a collective that will never end.
         dist.destroy_process_group()
+
+
+def meeting_place(timeout: timedelta) -> dist.Store:
+    """Where the ranks learn each other's addresses: the launcher's store. It outlives an elastic
+    restart of the ranks and still holds the addresses of those that are gone, so every start has a
+    part of its own."""
+    store, _, size = next(dist.rendezvous("env://", timeout=timeout))
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"restart-{restarts}-of-{size}", store)
 
 
 def chosen_backend(asked: str | None, device: torch.device, size: int) -> str:
