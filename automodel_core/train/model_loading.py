@@ -13,11 +13,11 @@ from automodel_core.errors import UserError
 from automodel_core.targets import at
 from automodel_core.train.checkpoint import damaged
 from automodel_core.train.console import Console
-from automodel_core.train.deferred import DeferredInit
 from automodel_core.train.prepare import Prepared
 from automodel_core.train.rng import seed_everything
-from automodel_core.train.sharded_reading import read_sharded
-from automodel_core.train.sharded_saving import can_save_sharded
+from automodel_core.train.sharded.deferred import DeferredInit
+from automodel_core.train.sharded.reading import read_sharded
+from automodel_core.train.sharded.saving import can_save_sharded
 from automodel_core.train.world import World
 
 

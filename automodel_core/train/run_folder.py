@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import TextIO
 
 from automodel_core.errors import ConfigPath, UserError
 
@@ -62,6 +63,20 @@ def open_run_folder(path: str, *, fresh: bool) -> Path:
     return folder
 
 
+_held: set[TextIO] = set()
+
+
+def _let_go() -> None:
+    """Close what a forked process inherited: it would keep the lock after the run has ended."""
+    for handle in _held:
+        handle.close()
+    _held.clear()
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_let_go)
+
+
 @contextlib.contextmanager
 def locked(folder: Path):
     """Hold the run folder; the system releases the lock however the process ends.
@@ -86,7 +101,11 @@ def locked(folder: Path):
         handle.truncate(0)
         handle.write(f"process {os.getpid()}")
         handle.flush()
-        yield
+        _held.add(handle)
+        try:
+            yield
+        finally:
+            _held.discard(handle)
 
 
 def is_locked(folder: Path) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 from automodel_core.errors import SavedAfterSignal
 from automodel_core.train.checkpoint import MANIFEST, amend_manifest
 from automodel_core.train.run import Run
-from automodel_core.train.sharded_optimizer import staged_optimizer
-from automodel_core.train.sharded_saving import stage_model
+from automodel_core.train.sharded.optimizer import staged_optimizer
+from automodel_core.train.sharded.saving import stage_model
 from automodel_core.train.state import (
     load_optimizer,
     load_randomness,

@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from automodel_core.train.checkpoint import damaged
-from automodel_core.train.pieces import Piece
-from automodel_core.train.sharded_optimizer import read_optimizer, write_optimizer
+from automodel_core.train.sharded.optimizer import read_optimizer, write_optimizer
+from automodel_core.train.sharded.pieces import Piece
 from automodel_core.train.world import World
 
 

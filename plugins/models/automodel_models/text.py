@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from automodel_core.errors import UserError
-from automodel_core.train.sharded_reading import can_read_sharded
+from automodel_core.train.sharded.reading import can_read_sharded
 from automodel_models.configuration import (
     count_parameters,
     empty_model,

@@ -6,7 +6,7 @@ import torch
 from automodel_core.errors import UserError
 from automodel_core.train import checkpoint as ck
 from automodel_core.train import state as st
-from automodel_core.train.sharded_optimizer import staged_optimizer
+from automodel_core.train.sharded.optimizer import staged_optimizer
 from automodel_core.train.together import Together
 from automodel_core.train.world import World
 

@@ -1,3 +1,5 @@
+import os
+import signal
 import subprocess
 import sys
 
@@ -91,3 +93,25 @@ def test_two_runs_on_one_folder_are_refused(tmp_path):
     assert "Another run (process" in other.stderr
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
+def test_loader_workers_that_outlive_a_killed_run_do_not_keep_its_lock(tmp_path):
+    code = (
+        "import os, signal, sys, time; from pathlib import Path\n"
+        "from automodel_core.train.run_folder import locked\n"
+        "with locked(Path(sys.argv[1])):\n"
+        "    if not os.fork():\n"
+        "        print(os.getpid(), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        worker = int(run.stdout.readline())
+        run.kill()
+        try:
+            run.wait()
+            with locked(tmp_path):
+                pass
+        finally:
+            os.kill(worker, signal.SIGKILL)

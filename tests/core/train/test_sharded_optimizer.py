@@ -9,14 +9,14 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from automodel_core.train.sharded_optimizer import (
+from automodel_core.train.sharded.optimizer import (
     parameter_names,
     read_optimizer,
     staged_optimizer,
     write_optimizer,
 )
-from automodel_core.train.sharded_reading import read_sharded
-from automodel_core.train.sharded_saving import stage_model
+from automodel_core.train.sharded.reading import read_sharded
+from automodel_core.train.sharded.saving import stage_model
 from automodel_core.train.together import Together
 from tests.sharding import (
     ALONE,
@@ -59,7 +59,7 @@ def step(model, optimizer, seed: int) -> None:
 
 
 def _like(values: torch.Tensor, parameter: DTensor) -> DTensor:
-    from automodel_core.train.pieces import Piece, copy_overlap, local_pieces
+    from automodel_core.train.sharded.pieces import Piece, copy_overlap, local_pieces
 
     target = torch.empty_like(parameter, requires_grad=False)
     for part in local_pieces("", target):

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from automodel_core.errors import UserError
-from automodel_core.train.deferred import DeferredInit
-from automodel_core.train.sharded_reading import can_read_sharded, read_sharded
+from automodel_core.train.sharded.deferred import DeferredInit
+from automodel_core.train.sharded.reading import can_read_sharded, read_sharded
 from tests.processes import AnonymousPeak, Processes
 from tests.sharding import (
     FSDP_2,

@@ -18,17 +18,17 @@ from transformers import (
 )
 
 from automodel_core.errors import UserError
-from automodel_core.train import sharded_saving
-from automodel_core.train.pieces import owned_pieces
-from automodel_core.train.sharded_reading import materialise
-from automodel_core.train.sharded_saving import (
+from automodel_core.train.sharded import saving as sharded_saving
+from automodel_core.train.sharded.pieces import owned_pieces
+from automodel_core.train.sharded.reading import materialise
+from automodel_core.train.sharded.saving import (
     PARTS,
     can_save_sharded,
     plan_files,
     saved_tensors,
     stage_model,
 )
-from automodel_core.train.stored_tensors import Described
+from automodel_core.train.sharded.stored_tensors import Described
 from automodel_core.train.together import Together
 from tests.processes import AnonymousPeak, Processes
 from tests.sharding import (

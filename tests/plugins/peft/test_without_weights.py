@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
 from automodel_core.errors import UserError
-from automodel_core.train.sharded_reading import read_sharded
+from automodel_core.train.sharded.reading import read_sharded
 from automodel_peft.dora import Dora
 from automodel_peft.export import adapted_layers
 from automodel_peft.lora import PeftConfig

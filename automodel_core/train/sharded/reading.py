@@ -19,7 +19,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from automodel_core.errors import UserError
 from automodel_core.train.model_files import check_fit, weight_files
-from automodel_core.train.stored_tensors import StoredTensors
+from automodel_core.train.sharded.stored_tensors import StoredTensors
 
 
 def can_read_sharded(model: PreTrainedModel, folder: Path) -> bool:

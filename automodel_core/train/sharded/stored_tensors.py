@@ -21,7 +21,7 @@ import attrs
 import torch
 from safetensors import safe_open
 
-from automodel_core.train.pieces import Piece, copy_overlap, local_pieces
+from automodel_core.train.sharded.pieces import Piece, copy_overlap, local_pieces
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

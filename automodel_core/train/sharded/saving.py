@@ -25,8 +25,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from automodel_core.errors import UserError
 from automodel_core.train.model_files import INDEX, SINGLE
-from automodel_core.train.pieces import Piece, owned_pieces
-from automodel_core.train.stored_tensors import (
+from automodel_core.train.sharded.pieces import Piece, owned_pieces
+from automodel_core.train.sharded.stored_tensors import (
     Described,
     StoredTensors,
     write_pieces,

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from transformers import PreTrainedModel
 
-from automodel_core.train.pieces import Piece, copy_overlap, local_pieces
-from automodel_core.train.sharded_reading import materialise
+from automodel_core.train.sharded.pieces import Piece, copy_overlap, local_pieces
+from automodel_core.train.sharded.reading import materialise
 
 # Writes that leave nothing of what was there before.
 OVERWRITES = {

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor, Replicate
 
-from automodel_core.train.pieces import Piece
-from automodel_core.train.sharded_saving import staged
-from automodel_core.train.stored_tensors import DTYPES, StoredTensors, write_pieces
+from automodel_core.train.sharded.pieces import Piece
+from automodel_core.train.sharded.saving import staged
+from automodel_core.train.sharded.stored_tensors import DTYPES, StoredTensors, write_pieces
 
 
 def staged_optimizer(
