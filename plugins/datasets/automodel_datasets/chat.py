@@ -8,7 +8,6 @@ the template's generation prompt ends.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -19,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from automodel_core.errors import UserError
-from automodel_datasets.masking import Span, SupervisedText
+from automodel_datasets.masking import SupervisedText
 
 Message = Mapping[str, Any]
 
@@ -82,14 +81,18 @@ class ChatTemplate:
         ]
         return self._ended(text, spans)
 
-    def _ended(self, text: str, spans: Sequence[Span]) -> SupervisedText:
-        """Each span with its end-of-turn token; EOS where a template ends the last one with none.
+    def _ended(self, text: str, spans: Sequence[tuple[int, int, int]]) -> SupervisedText:
+        """Each turn with its end-of-turn token; EOS where a template ends the last one with none.
 
         White space between is supervised too: the model has to write it to reach the end.
+
+        Args:
+            text: The whole conversation.
+            spans: Where each turn starts, where its words stop, and where its end token does.
         """
-        ended = [(start, self._end_of_turn(text, stop)) for start, stop in spans]
+        ended = [(start, end) for start, _, end in spans]
         eos = self.tokenizer.eos_token_id
-        bare = bool(spans) and ended[-1] == spans[-1] and not text[spans[-1][1] :].strip()
+        bare = bool(spans) and spans[-1][1] == spans[-1][2] and not text[spans[-1][1] :].strip()
         if not bare or eos is None:
             return SupervisedText(text, ended)
         return SupervisedText(text, [*ended[:-1], (spans[-1][0], len(text))], after=[eos])
@@ -101,26 +104,50 @@ class ChatTemplate:
 
     def _span(
         self, text: str, messages: Sequence[Message], index: int, tools: Any, mask: bool
-    ) -> Span:
-        """Where in `text` stands what the model writes as message `index`."""
+    ) -> tuple[int, int, int]:
+        """Where in `text` the model's part of message `index` starts, stops, and its turn ends."""
         message = messages[index]
         veiled = [*messages[:index], veil(message), *messages[index + 1 :]]
-        start, stop, words = self._difference(text, self._render(veiled, tools), message)
-        if words is not None and mask:
-            return words, stop
+        shown = self._render(veiled, tools)
+        start, stop, words = self._difference(text, shown, message)
+        calls = message.get("tool_calls")
+        end = self._end_of_calls(text, stop, messages[: index + 1], tools) if calls else None
+        end = self._end_of_turn(text, stop) if end is None else end
+        if THOUGHT not in shown:  # the template leaves it out here, as Qwen3 in earlier turns
+            message = without_thought(message)
+        elif mask and words is None:
+            raise UserError(
+                "mask_reasoning can't tell where the thought before a tool call ends.",
+                fix="leave mask_reasoning out",
+            )
+        elif mask:
+            return words, stop, end
         first = start
-        if self._writes_more or message.get("tool_calls") or thought_of(message):
-            opening = self._opening(messages[: index + 1], tools, PLACEHOLDER)
+        if self._writes_more or calls or thought_of(message):
+            opening = self._opening([*messages[:index], message], tools, PLACEHOLDER)
             if not text.endswith(opening, 0, start):
-                # A thought that stays only in the last turn, as in Qwen3.
+                # An empty thought that stays only in the last turn, as in Qwen3.
                 opening = EMPTY_THOUGHT.sub("", opening)
             if not text.endswith(opening, 0, start):
                 raise unmappable(message)
             start -= len(opening)
         for empty in EMPTY_THOUGHT.finditer(text, max(0, start - 20), stop):
-            if empty.start() <= start:
+            if not text[start : empty.start()].strip():
                 start = max(start, min(empty.end(), first))
-        return start, stop
+        return start, stop, end
+
+    def _end_of_calls(self, text: str, stop: int, messages: Sequence[Message], tools: Any) -> int:
+        """The end of a turn of tool calls whose values end at `stop`.
+
+        What encloses the calls is no token that a turn ends with, so it is read off the
+        conversation up to here, where nothing follows it.
+        """
+        alone = self._render(messages, tools)
+        veiled = self._render([*messages[:-1], veil(messages[-1])], tools)
+        closing = alone[self._difference(alone, veiled, messages[-1])[1] :].rstrip()
+        if not text.startswith(closing, stop):
+            raise unmappable(messages[-1])
+        return stop + len(closing)
 
     def _difference(self, text: str, veiled: str, message: Message) -> tuple[int, int, int | None]:
         """First and last place that the message fills, and where its words begin, if it has any."""
@@ -128,8 +155,8 @@ class ChatTemplate:
         found = [mark for mark in marks if mark >= 0]
         last = max(veiled.rfind(mark) + len(mark) for mark in (THOUGHT, PLACEHOLDER))
         start, tail = min(found, default=len(veiled)), len(veiled) - last if found else len(veiled)
-        same_start = len(os.path.commonprefix([text, veiled]))
-        same_end = len(os.path.commonprefix([text[::-1], veiled[::-1]]))
+        same_start = in_common(text, veiled)
+        same_end = in_common(text[::-1], veiled[::-1])
         if message.get("tool_calls"):
             start, tail = min(start, same_start), min(tail, same_end)
         stop = len(text) - tail
@@ -165,7 +192,7 @@ class ChatTemplate:
         if given == self._render(before, tools):
             plain = [*before, {"role": "assistant", "content": mark}]
             given = self._render(plain, tools).partition(mark)[0]
-        return text[min(start, len(os.path.commonprefix([given, text]))) : start]
+        return text[min(start, in_common(given, text)) : start]
 
     def _as_marked(
         self, messages: Sequence[Message], tools: Any, learned: Sequence[bool], mask: bool
@@ -211,6 +238,12 @@ class ChatTemplate:
             raise refused(error) from None
 
 
+def in_common(first: str, second: str) -> int:
+    """How many characters two texts share from their beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
 def thought_of(message: Message) -> str:
     """What the assistant thought before the message, wherever it is written; "" if nothing."""
     inline = INLINE_THOUGHT.fullmatch(message.get("content") or "")
@@ -223,6 +256,12 @@ def words_of(message: Message) -> str:
     content = message.get("content") or ""
     inline = INLINE_THOUGHT.fullmatch(content)
     return inline[4] if inline else content
+
+
+def without_thought(message: Message) -> dict[str, Any]:
+    """The message as a template writes it that leaves thoughts out."""
+    kept = {key: value for key, value in message.items() if key not in THOUGHT_KEYS}
+    return kept | {"content": words_of(message)} if kept.get("content") else kept
 
 
 def veil(message: Message) -> dict[str, Any]:
