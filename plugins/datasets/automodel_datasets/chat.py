@@ -2,26 +2,38 @@
 
 Most templates don't mark the assistant's words, so they are found by rendering the conversation a
 second time with a placeholder in their place: what stands before and after it is the template's.
+What the model writes beside its words (a thought, tool calls and what encloses them) begins where
+the template's generation prompt ends.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from automodel_core.errors import UserError
-from automodel_datasets.masking import Span, SupervisedText
+from automodel_datasets.masking import SupervisedText
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 # Nothing that a template could strip, split or escape.
 PLACEHOLDER = "xAssistantSpeaksHerex"
+THOUGHT = "xAssistantThinksHerex"
+# As an argument of a tool call: a number, because templates put strings in quotes.
+NUMBER = 918273645546372819
+
+# Where messages keep what the model thought before it answered.
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+INLINE_THOUGHT = re.compile(r"(\s*<think>\s*)(.*?)(\s*</think>\s*)(.*)", re.DOTALL)
+EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\s*")
 
 
 class ChatTemplate:
@@ -37,33 +49,50 @@ class ChatTemplate:
         self.marked = GENERATION_MARKER.search(self.source) is not None
         self.end_of_turn = end_of_turn(tokenizer)
 
-    def supervised(self, messages: Sequence[Message]) -> SupervisedText:
+    def supervised(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        learn: Callable[[int], bool] = lambda index: True,
+        mask_reasoning: bool = False,
+    ) -> SupervisedText:
         """The conversation as text; each assistant message and its end-of-turn token supervised.
 
-        Neither headers nor what follows the end of the turn are. A template with `{% generation %}`
-        markers decides for itself.
+        Neither headers nor what follows the end of the turn are, nor an empty thought that the
+        template writes. A template with `{% generation %}` markers decides for itself.
+
+        Args:
+            messages: In OpenAI's form, with `tool_calls` and `reasoning_content` if there are any.
+            tools: The JSON schemas of the tools that the conversation may use.
+            learn: Whether the assistant's message of this index is supervised.
+            mask_reasoning: Supervise answers and tool calls, not the thoughts before them.
 
         Raises:
             UserError: The template refuses the conversation, or alters it beyond recognition.
         """
+        speaking = [i for i, each in enumerate(messages) if each["role"] == "assistant"]
         if self.marked:
-            return self._as_marked(messages)
-        text = self._render(messages)
+            return self._as_marked(messages, tools, list(map(learn, speaking)), mask_reasoning)
+        text = self._render(messages, tools)
         spans = [
-            self._span(text, messages, index)
-            for index, message in enumerate(messages)
-            if message["role"] == "assistant"
+            self._span(text, messages, index, tools, mask_reasoning)
+            for index in speaking
+            if learn(index)
         ]
         return self._ended(text, spans)
 
-    def _ended(self, text: str, spans: Sequence[Span]) -> SupervisedText:
-        """Each span with its end-of-turn token; EOS where a template ends the last one with none.
+    def _ended(self, text: str, spans: Sequence[tuple[int, int, int]]) -> SupervisedText:
+        """Each turn with its end-of-turn token; EOS where a template ends the last one with none.
 
         White space between is supervised too: the model has to write it to reach the end.
+
+        Args:
+            text: The whole conversation.
+            spans: Where each turn starts, where its words stop, and where its end token does.
         """
-        ended = [(start, self._end_of_turn(text, stop)) for start, stop in spans]
+        ended = [(start, end) for start, _, end in spans]
         eos = self.tokenizer.eos_token_id
-        bare = bool(spans) and ended[-1] == spans[-1] and not text[spans[-1][1] :].strip()
+        bare = bool(spans) and spans[-1][1] == spans[-1][2] and not text[spans[-1][1] :].strip()
         if not bare or eos is None:
             return SupervisedText(text, ended)
         return SupervisedText(text, [*ended[:-1], (spans[-1][0], len(text))], after=[eos])
@@ -73,39 +102,196 @@ class ChatTemplate:
         found = self.end_of_turn.match(text, stop)
         return found.end() if found else stop
 
-    def _span(self, text: str, messages: Sequence[Message], index: int) -> Span:
-        """Where the content of message `index` stands in `text`."""
-        veiled = list(messages)
-        veiled[index] = {**messages[index], "content": PLACEHOLDER}
-        before, found, after = self._render(veiled).partition(PLACEHOLDER)
-        start, stop = len(before), len(text) - len(after)
-        same = text.startswith(before) and text.endswith(after) and start < stop
-        if not found or not same or PLACEHOLDER in after:
+    def _span(
+        self, text: str, messages: Sequence[Message], index: int, tools: Any, mask: bool
+    ) -> tuple[int, int, int]:
+        """Where in `text` the model's part of message `index` starts, stops, and its turn ends."""
+        message = messages[index]
+        veiled = [*messages[:index], veil(message), *messages[index + 1 :]]
+        shown = self._render(veiled, tools)
+        start, stop, words = self._difference(text, shown, message)
+        calls = message.get("tool_calls")
+        end = self._end_of_calls(text, stop, messages[: index + 1], tools) if calls else None
+        end = self._end_of_turn(text, stop) if end is None else end
+        if THOUGHT not in shown:  # the template leaves it out here, as Qwen3 in earlier turns
+            message = without_thought(message)
+        elif mask and words is None:
             raise UserError(
-                "The chat template does more with an assistant's message than to insert it, so its "
-                f"words can't be told from the template's: {messages[index]['content']!r:.80}",
-                fix="put {% generation %} markers around the message in the chat template",
+                "mask_reasoning can't tell where the thought before a tool call ends.",
+                fix="leave mask_reasoning out",
             )
-        return start, stop
+        elif mask:
+            return words, stop, end
+        first = start
+        if self._writes_more or calls or thought_of(message):
+            opening = self._opening([*messages[:index], message], tools, PLACEHOLDER)
+            if not text.endswith(opening, 0, start):
+                # An empty thought that stays only in the last turn, as in Qwen3.
+                opening = EMPTY_THOUGHT.sub("", opening)
+            if not text.endswith(opening, 0, start):
+                raise unmappable(message)
+            start -= len(opening)
+        for empty in EMPTY_THOUGHT.finditer(text, max(0, start - 20), stop):
+            if not text[start : empty.start()].strip():
+                start = max(start, min(empty.end(), first))
+        return start, stop, end
 
-    def _as_marked(self, messages: Sequence[Message]) -> SupervisedText:
-        """As the template's `{% generation %}` blocks say."""
+    def _end_of_calls(self, text: str, stop: int, messages: Sequence[Message], tools: Any) -> int:
+        """The end of a turn of tool calls whose values end at `stop`.
+
+        What encloses the calls is no token that a turn ends with, so it is read off the
+        conversation up to here, where nothing follows it.
+        """
+        alone = self._render(messages, tools)
+        veiled = self._render([*messages[:-1], veil(messages[-1])], tools)
+        closing = alone[self._difference(alone, veiled, messages[-1])[1] :].rstrip()
+        if not text.startswith(closing, stop):
+            raise unmappable(messages[-1])
+        return stop + len(closing)
+
+    def _difference(self, text: str, veiled: str, message: Message) -> tuple[int, int, int | None]:
+        """First and last place that the message fills, and where its words begin, if it has any."""
+        marks = [veiled.find(mark) for mark in (THOUGHT, PLACEHOLDER)]
+        found = [mark for mark in marks if mark >= 0]
+        last = max(veiled.rfind(mark) + len(mark) for mark in (THOUGHT, PLACEHOLDER))
+        start, tail = min(found, default=len(veiled)), len(veiled) - last if found else len(veiled)
+        same_start = in_common(text, veiled)
+        same_end = in_common(text[::-1], veiled[::-1])
+        if message.get("tool_calls"):
+            start, tail = min(start, same_start), min(tail, same_end)
+        stop = len(text) - tail
+        if start > same_start or tail > same_end or start >= stop:
+            raise unmappable(message)
+        if marks[1] < 0:
+            return start, stop, None
+        # Whatever else is veiled stands before the words, so they begin as far from the end.
+        words = text.rfind(str(words_of(message)).strip(), start, stop)
+        return start, stop, words if words >= 0 else None
+
+    @cached_property
+    def _writes_more(self) -> bool:
+        """Whether the model has to write something before its words even in a plain answer."""
+        plain = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        try:
+            return bool(EMPTY_THOUGHT.sub("", self._opening(plain, None, PLACEHOLDER)).strip())
+        except UserError:
+            return False
+
+    def _opening(self, messages: Sequence[Message], tools: Any, mark: str) -> str:
+        """What the model writes before the first thing that is its own in the last message.
+
+        It begins where the generation prompt ends. A template that knows none has a plain answer's
+        header in its place.
+        """
+        before, message = messages[:-1], messages[-1]
+        if not before:
+            return ""
+        text = self._render(messages, tools)
+        start = self._difference(text, self._render([*before, veil(message)], tools), message)[0]
+        given = self._render(before, tools, add_generation_prompt=True)
+        if given == self._render(before, tools):
+            plain = [*before, {"role": "assistant", "content": mark}]
+            given = self._render(plain, tools).partition(mark)[0]
+        return text[min(start, in_common(given, text)) : start]
+
+    def _as_marked(
+        self, messages: Sequence[Message], tools: Any, learned: Sequence[bool], mask: bool
+    ) -> SupervisedText:
+        """As the template's `{% generation %}` blocks say, less what isn't to be learned."""
         try:
             texts, spans = render_jinja_template(
                 conversations=[list(messages)],
+                tools=tools,
                 chat_template=self.source,
                 return_assistant_tokens_mask=True,
                 **self.tokenizer.special_tokens_map,
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError) as error:
             raise refused(error) from None
-        return SupervisedText(texts[0], spans[0])
+        text, marked = texts[0], list(spans[0])
+        if not all(learned):
+            if len(marked) != len(learned):
+                raise UserError(
+                    f"The chat template marks {len(marked)} spans for {len(learned)} messages of "
+                    "the assistant, so it can't be told which of them to leave out.",
+                    fix="mark each message once in the chat template, or learn all of them",
+                )
+            marked = [span for span, wanted in zip(marked, learned, strict=True) if wanted]
+        skipped = INLINE_THOUGHT if mask else EMPTY_THOUGHT
+        for place, (start, stop) in enumerate(marked):
+            found = skipped.match(text, start, stop)
+            if found:
+                marked[place] = (found.start(4) if mask else found.end(), stop)
+        return SupervisedText(text, marked)
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def _render(
+        self, messages: Sequence[Message], tools: Any = None, add_generation_prompt: bool = False
+    ) -> str:
         try:
-            return self.tokenizer.apply_chat_template(list(messages), tokenize=False)
-        except jinja2.TemplateError as error:
+            return self.tokenizer.apply_chat_template(
+                list(messages),
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except (jinja2.TemplateError, TypeError) as error:
             raise refused(error) from None
+
+
+def in_common(first: str, second: str) -> int:
+    """How many characters two texts share from their beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def thought_of(message: Message) -> str:
+    """What the assistant thought before the message, wherever it is written; "" if nothing."""
+    inline = INLINE_THOUGHT.fullmatch(message.get("content") or "")
+    named = (message.get(key) for key in THOUGHT_KEYS)
+    return (inline[2] if inline else "") or next(filter(None, named), "")
+
+
+def words_of(message: Message) -> str:
+    """The message without an inline thought."""
+    content = message.get("content") or ""
+    inline = INLINE_THOUGHT.fullmatch(content)
+    return inline[4] if inline else content
+
+
+def without_thought(message: Message) -> dict[str, Any]:
+    """The message as a template writes it that leaves thoughts out."""
+    kept = {key: value for key, value in message.items() if key not in THOUGHT_KEYS}
+    return kept | {"content": words_of(message)} if kept.get("content") else kept
+
+
+def veil(message: Message) -> dict[str, Any]:
+    """The message with placeholders for its thought, its words and the values of its calls."""
+    veiled = dict(message)
+    inline = INLINE_THOUGHT.fullmatch(message.get("content") or "")
+    if inline:
+        thought = THOUGHT if inline[2] else ""
+        veiled["content"] = inline[1] + thought + inline[3] + (PLACEHOLDER if inline[4] else "")
+    elif message.get("content"):
+        veiled["content"] = PLACEHOLDER
+    veiled |= {key: THOUGHT for key in THOUGHT_KEYS if message.get(key)}
+    if message.get("tool_calls"):
+        veiled["tool_calls"] = [veil_call(call) for call in message["tool_calls"]]
+    return veiled
+
+
+def veil_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function", call)
+    arguments = function.get("arguments") or {"x": None}
+    hidden = function | {"arguments": dict.fromkeys(arguments, NUMBER)}
+    return call | {"function": hidden} if "function" in call else hidden
+
+
+def unmappable(message: Message) -> UserError:
+    return UserError(
+        "The chat template does more with an assistant's message than to insert it, so its "
+        f"words can't be told from the template's: {message.get('content')!r:.80}",
+        fix="put {% generation %} markers around the message in the chat template",
+    )
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:

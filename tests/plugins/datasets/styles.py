@@ -40,6 +40,18 @@ EMPTY_THINK = (
     "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
 )
 
+THOUGHTS_AND_CALLS = (
+    "{% set last = namespace(user=0) %}{% for message in messages %}"
+    "{% if message.role == 'user' %}{% set last.user = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{% if message.role == 'assistant' and loop.index0 > last.user %}"
+    "{{ '<think>\n' + message.reasoning_content | default('') + '\n</think>\n\n' }}{% endif %}"
+    "{{ message.content or '' }}{% for call in message.tool_calls or [] %}"
+    "{{ '<tool_call>' + call.function | tojson + '</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
 MARKED = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% if message['role'] == 'assistant' %}"

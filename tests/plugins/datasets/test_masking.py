@@ -5,7 +5,7 @@ import pytest
 from automodel_core.errors import UserError
 from automodel_datasets.chat import ChatTemplate
 from automodel_datasets.masking import SupervisedText, require_offsets, tokenise
-from tests.plugins.datasets.styles import EMPTY_THINK, SHOUTING, STYLES, Style
+from tests.plugins.datasets.styles import EMPTY_THINK, SHOUTING, STYLES, THOUGHTS_AND_CALLS, Style
 
 QUESTION = {"role": "user", "content": "What is 12 plus one?"}
 ANSWERS = ["13", "The sum is 13.", "  a\n\nb ", "é 🙂", "x" * 40, "13\n"]
@@ -113,3 +113,39 @@ def test_a_tokenizer_without_offsets_is_refused_by_name():
 
     with pytest.raises(UserError, match="SlowTokenizer of someone/slow"):
         require_offsets(SlowTokenizer())
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 12, "b": 1}}}
+WRITTEN = '<tool_call>{"name": "add", "arguments": {"a": 12, "b": 1}}</tool_call><|im_end|>'
+
+
+def thinking(content, thought, **more):
+    return {"role": "assistant", "content": content, "reasoning_content": thought, **more}
+
+
+def learned_text(messages, **options):
+    template = ChatTemplate(Style(THOUGHTS_AND_CALLS, "").tokenizer())
+    text = template.supervised(messages, **options)
+    return [text.text[start:stop] for start, stop in text.spans]
+
+
+@pytest.mark.parametrize("content", [None, "", "Let me add. "])
+def test_a_tool_call_is_learned_with_what_encloses_it_and_its_end(content):
+    calling = {"role": "assistant", "content": content, "tool_calls": [CALL]}
+    answer = {"role": "tool", "content": "13"}
+    messages = [QUESTION, calling, answer, {"role": "assistant", "content": "It is 13."}]
+    assert learned_text(messages) == [(content or "") + WRITTEN, "It is 13.<|im_end|>"]
+
+
+def test_a_thought_is_learned_where_the_template_keeps_it_and_masked_when_asked():
+    messages = [QUESTION, thinking("13", "12 + 1"), QUESTION, thinking("13!", "again")]
+    assert learned_text(messages) == [
+        "13<|im_end|>",
+        "<think>\nagain\n</think>\n\n13!<|im_end|>",
+    ]
+    assert learned_text(messages, mask_reasoning=True) == ["13<|im_end|>", "13!<|im_end|>"]
+
+
+def test_only_the_messages_asked_for_are_learned():
+    messages = [QUESTION, thinking("13", ""), QUESTION, thinking("13!", "")]
+    assert learned_text(messages, learn=lambda index: index == 3) == ["13!<|im_end|>"]
