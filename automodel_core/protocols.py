@@ -378,6 +378,19 @@ class ParallelManager(Protocol):
         """
         ...
 
+    def on_a_part(
+        self, token_losses: Callable[[Batch, torch.Tensor], torch.Tensor], mesh: DeviceMesh
+    ) -> Callable[[Batch, torch.Tensor], torch.Tensor]:
+        """`token_losses`, given inputs and shifted labels of whole sequences, computed on this
+        rank's part of their positions. Those of a `cp` group add up to the whole's.
+
+        Only asked of managers whose sizes have `cp` above 1.
+
+        Raises:
+            UserError: From the returned function: the inputs can't be dealt to ranks.
+        """
+        ...
+
     def gradient_divisor(self, mesh: DeviceMesh) -> int:
         """What the reduction divides the sum of the ranks' gradients by; the engine multiplies the
         loss by it, exactly once."""

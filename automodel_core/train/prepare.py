@@ -147,12 +147,6 @@ def plan_world(config: RunConfig, context: RunContext, console: Console) -> Worl
     path = config.distributed.path if config.distributed else ()
     with at(path):
         sizes = manager.sizes(world_size)
-    if sizes.cp > 1:
-        raise UserError(
-            "Context parallelism isn't available yet.",
-            fix="write cp_size: 1",
-            path=(*path, "cp_size"),
-        )
     world = World(manager, sizes, ranks.rank())
     if world.alone and config.dist_env.backend is not None:
         asked = config.dist_env.backend

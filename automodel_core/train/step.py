@@ -156,6 +156,8 @@ class Objective:
             def token_losses(inputs: Batch, labels: torch.Tensor) -> torch.Tensor:
                 return loss(spread(**inputs, use_cache=False).logits, labels)
 
+        if world.sizes.cp > 1:
+            token_losses = world.manager.on_a_part(token_losses, world.mesh)
         return cls(token_losses, precision, device, world, spread, takes_positions(model))
 
     def prepare(self, batch: Batch) -> MicroBatch:
@@ -204,7 +206,7 @@ def accumulate_gradients(
             loss = objective.loss_sum(micro_batch) / label_tokens
             scaler.scale(loss * world.gradient_divisor).backward()
         total += loss.detach()
-    return world.sum_on_device(total)
+    return world.loss_on_device(total)
 
 
 @torch.no_grad()
@@ -214,5 +216,6 @@ def evaluate(objective: Objective, micro_batches: Iterable[MicroBatch]) -> tuple
     for micro_batch in micro_batches:
         total += objective.loss_sum(micro_batch)
         label_tokens += micro_batch.label_tokens
-    loss_sum, tokens = objective.world.sum([total.item(), label_tokens])
+    world = objective.world
+    loss_sum, tokens = world.sum([total.item() * world.sizes.cp, label_tokens])
     return (loss_sum / tokens if tokens else float("nan")), int(tokens)

@@ -90,11 +90,12 @@ class World:
         dist.all_reduce(told, group=self._told)
         return (told / self._sharing).tolist()
 
-    def sum_on_device(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum over the ranks with other samples; nobody waits for it."""
+    def loss_on_device(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of the losses of all ranks; nobody waits for it. Ranks that share a sequence have
+        each a part of its loss, and those that share layers have the same."""
         if not self.alone:
             dist.all_reduce(value)
-            value /= self._sharing
+            value /= self.sizes.tp
         return value
 
     def from_main(self, value: Any) -> Any:

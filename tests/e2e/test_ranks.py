@@ -25,6 +25,7 @@ TWO = {
     "fsdp2": FSDP,
     "tp": {**FSDP, "tp_size": 2},
     "tp+sp": {**FSDP, "tp_size": 2, "sequence_parallel": True},
+    "cp": {**FSDP, "cp_size": 2},
 }
 FOUR = {
     "ddp": DDP,
@@ -32,6 +33,8 @@ FOUR = {
     "hsdp": {**FSDP, "dp_replicate_size": 2},
     "tp x fsdp": {**FSDP, "tp_size": 2},
     "tp+sp x fsdp": {**FSDP, "tp_size": 2, "sequence_parallel": True},
+    "cp x fsdp": {**FSDP, "cp_size": 2},
+    "cp x tp+sp": {**FSDP, "cp_size": 2, "tp_size": 2, "sequence_parallel": True},
 }
 KINDS = {
     "full": {},

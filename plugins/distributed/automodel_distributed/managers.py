@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from automodel_core.errors import UserError
 from automodel_core.protocols import Precision, Sizes
 from automodel_distributed.clipping import clip_gradients
+from automodel_distributed.context_parallel import TokenLosses, on_a_part, use_shared_attention
 from automodel_distributed.data_parallel import replicate
 from automodel_distributed.fully_sharded import as_forward, set_reduction, shard
 from automodel_distributed.meshes import copies_and_shards_of, shards_of
@@ -130,7 +131,8 @@ class FSDP2Manager:
 
     @property
     def sequence_multiple(self) -> int:
-        return self.tp_size if self.sequence_parallel else 1
+        chunks = 2 * self.cp_size if self.cp_size > 1 else 1
+        return chunks * (self.tp_size if self.sequence_parallel else 1)
 
     @property
     def offloads(self) -> bool:
@@ -151,6 +153,8 @@ class FSDP2Manager:
         checkpoint_activations(model, self.activation_checkpointing)
         if mesh is None:
             return model
+        if mesh["cp"].size() > 1:
+            use_shared_attention(model)
         copies, shards = mesh["dp_replicate"], shards_of(mesh)
         spread = copies.size() * shards.size() > 1
         if mesh["tp"].size() > 1:
@@ -174,6 +178,9 @@ class FSDP2Manager:
 
     def one_pass(self, model: nn.Module, compute: Callable[..., T]) -> Callable[..., T]:
         return as_forward(model, compute) if isinstance(model, FSDPModule) else compute
+
+    def on_a_part(self, token_losses: TokenLosses, mesh: DeviceMesh) -> TokenLosses:
+        return on_a_part(token_losses, mesh["cp"].get_group())
 
     def gradient_divisor(self, mesh: DeviceMesh) -> int:
         return 1

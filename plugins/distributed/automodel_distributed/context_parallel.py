@@ -1,0 +1,237 @@
+"""Context parallelism: ranks that share every sequence.
+
+Each rank computes with its part of the positions. Only attention needs the others' keys and values,
+which are gathered for it, layer by layer, as for Llama 3 (Dubey et al. 2024, section 3.3.2,
+https://arxiv.org/abs/2407.21783); the gradients of what was gathered are summed where it came from.
+Attention goes through PyTorch's SDPA, on any device and over any backend.
+
+A causal model does more work for later positions. So a sequence is cut in twice as many chunks as
+there are ranks, and rank r takes the chunks r and -1 - r: all ranks have the same work.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import attrs
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from automodel_core.errors import UserError
+from automodel_core.protocols import Batch
+
+# Under this name a model's attention is ours.
+ATTENTION = "automodel_shared_sequences"
+# What a model hands through to its attention while sequences are shared. It travels with the call,
+# so that layers which compute again in the backward pass find it too.
+KEYWORD = "shared_sequence"
+
+TokenLosses = Callable[[Batch, torch.Tensor], torch.Tensor]
+
+_sharing: ContextVar[bool] = ContextVar("sharing", default=False)
+
+
+@attrs.define
+class SharedSequence:
+    """A rank's part of the sequences of one forward pass.
+
+    Attributes:
+        group: The ranks that share them.
+        calls: How many times attention asked for it.
+    """
+
+    group: dist.ProcessGroup
+    calls: int = 0
+
+    @property
+    def ranks(self) -> int:
+        return self.group.size()
+
+    def chunks(self) -> tuple[int, int]:
+        """This rank's two, of `2 * ranks`."""
+        rank = self.group.rank()
+        return rank, 2 * self.ranks - 1 - rank
+
+    def part(self, whole: torch.Tensor) -> torch.Tensor:
+        """`[batch, sequence]` to this rank's `[batch, sequence / ranks]`."""
+        pieces = whole.chunk(2 * self.ranks, dim=1)
+        return torch.cat([pieces[each] for each in self.chunks()], dim=1)
+
+
+def use_shared_attention(model: PreTrainedModel) -> None:
+    """Let a model's attention take shared sequences; without them it is SDPA as before.
+
+    Raises:
+        UserError: The model does more along the sequence than causal attention with SDPA.
+    """
+    check_model(model)
+    AttentionInterface.register(ATTENTION, shared_attention)
+    AttentionMaskInterface.register(ATTENTION, mask_unless_shared)
+    model.set_attn_implementation(ATTENTION)
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Refuse, by name, a model whose positions can't be dealt to ranks.
+
+    Raises:
+        UserError: With the reason.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    window = getattr(config, "sliding_window", None) if not hasattr(config, "layer_types") else None
+    reason = None
+    if model.config is not config:
+        reason = "it takes more than text"
+    elif kinds or (window and getattr(config, "use_sliding_window", True)):
+        reason = f"it has layers of another kind ({', '.join(sorted(kinds)) or 'sliding window'})"
+    elif getattr(config, "attn_logit_softcapping", None):
+        reason = "it caps attention's logits, which SDPA can't"
+    elif config._attn_implementation != "sdpa":
+        reason = f"its attention is {config._attn_implementation}, not sdpa"
+    elif "position_ids" not in inspect.signature(model.forward).parameters:
+        reason = "it takes no position_ids"
+    if reason:
+        raise UserError(
+            f"Context parallelism needs causal attention through SDPA in every layer, and "
+            f"{type(model).__name__} can't share its sequences: {reason}.",
+            fix="write cp_size: 1",
+            argument="cp_size",
+        )
+
+
+def on_a_part(token_losses: TokenLosses, group: dist.ProcessGroup) -> TokenLosses:
+    """`token_losses` of this rank's part of the sequences: those of a group add up to the whole's.
+
+    Labels come shifted, so a part's last position finds its label, the next chunk's first token.
+    """
+
+    def run(inputs: Batch, labels: torch.Tensor) -> torch.Tensor:
+        check_inputs(inputs)
+        shared = SharedSequence(group)
+        ids = inputs["input_ids"]
+        counted = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        mine = {"input_ids": shared.part(ids), "position_ids": shared.part(counted)}
+        with _told():
+            losses = token_losses({**mine, KEYWORD: shared}, shared.part(labels))
+        if not shared.calls:
+            raise UserError(
+                "This model's layers don't hand keywords on to their attention, so they can't "
+                "share sequences.",
+                fix="write cp_size: 1",
+                path=("distributed", "cp_size"),
+            )
+        return losses
+
+    return run
+
+
+def check_inputs(inputs: Batch) -> None:
+    """Only rows of one document each that begin at the first position need no mask.
+
+    Raises:
+        UserError: There is something else.
+    """
+    if more := sorted(inputs.keys() - {"input_ids", "position_ids"}) or "position_ids" in inputs:
+        what = ", ".join(more) if isinstance(more, list) else "positions of their own"
+        raise UserError(
+            f"Under context parallelism rows hold one sample each, padded on the right; these come "
+            f"with {what}.",
+            fix="write padding_side: right for the collator, or cp_size: 1",
+            path=("distributed", "cp_size"),
+        )
+
+
+@contextmanager
+def _told():
+    token = _sharing.set(True)
+    try:
+        yield
+    finally:
+        _sharing.reset(token)
+
+
+def mask_unless_shared(*arguments: Any, **named: Any) -> torch.Tensor | None:
+    """transformers asks for a mask of what it is given, which is a part."""
+    return None if _sharing.get() else sdpa_mask(*arguments, **named)
+
+
+def shared_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **named: Any,
+) -> tuple[torch.Tensor, None]:
+    """An attention function as transformers calls it.
+
+    Args:
+        module: The layer's attention.
+        query: `[batch, heads, positions, size]` of this rank's positions.
+        key: `[batch, key heads, positions, size]`, likewise.
+        value: As `key`.
+        attention_mask: For sequences that aren't shared.
+        dropout: Share of the attention weights that is dropped.
+        scaling: Of the logits; 1 / sqrt(size) if None.
+        named: Among others the SharedSequence.
+
+    Returns:
+        `[batch, positions, heads, size]`.
+    """
+    shared: SharedSequence | None = named.pop(KEYWORD, None)
+    if shared is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **named
+        )
+    shared.calls += 1
+    keys, values = _Gathered.apply(torch.stack([key, value]), shared.group).unbind()
+    length = query.shape[2] // 2
+    outputs = []
+    for queries, chunk in zip(query.split(length, dim=2), shared.chunks(), strict=True):
+        seen = (chunk + 1) * length
+        outputs.append(
+            scaled_dot_product_attention(
+                queries,
+                keys[:, :, :seen],
+                values[:, :, :seen],
+                attn_mask=causal_lower_right(length, seen),
+                dropout_p=dropout,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+class _Gathered(torch.autograd.Function):
+    """Positions of all ranks in their order, in dim 3; the gradient is summed over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        """`[..., positions, size]` to `[..., positions * ranks, size]`."""
+        ctx.group = group
+        parts = [torch.empty_like(mine) for _ in range(group.size())]
+        dist.all_gather(parts, mine.contiguous(), group=group)
+        first, last = zip(*(part.chunk(2, dim=-2) for part in parts), strict=True)
+        return torch.cat([*first, *reversed(last)], dim=-2)
+
+    @staticmethod
+    def backward(ctx: Any, whole: torch.Tensor) -> tuple[torch.Tensor, None]:
+        ranks = ctx.group.size()
+        chunks = whole.chunk(2 * ranks, dim=-2)
+        parts = [torch.cat([chunks[r], chunks[-1 - r]], dim=-2) for r in range(ranks)]
+        mine = torch.empty_like(parts[0])
+        dist.reduce_scatter(mine, parts, group=ctx.group)
+        return mine, None
