@@ -90,6 +90,7 @@ def check_model(model: PreTrainedModel) -> None:
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     window = getattr(config, "sliding_window", None) if not hasattr(config, "layer_types") else None
     reason = None
+    convolves = any(isinstance(module, nn.Conv1d) for module in model.modules())
     if model.config is not config:
         reason = "it takes more than text"
     elif kinds or (window and getattr(config, "use_sliding_window", True)):
@@ -98,6 +99,8 @@ def check_model(model: PreTrainedModel) -> None:
         reason = "it caps attention's logits, which SDPA can't"
     elif config._attn_implementation != "sdpa":
         reason = f"its attention is {config._attn_implementation}, not sdpa"
+    elif model._is_stateful or convolves:
+        reason = "it has a recurrence or convolution along the sequence"
     elif "position_ids" not in inspect.signature(model.forward).parameters:
         reason = "it takes no position_ids"
     if reason:
