@@ -157,6 +157,9 @@ class Loss(Protocol):
             `[batch, sequence, vocabulary]`. "hidden_states": called as
             `loss(hidden_states, labels, head)` with hidden states `[batch, sequence, hidden]` and
             `head`, the function from hidden states to logits.
+        sharded_logits: Whether it takes logits that lie over ranks by their vocabulary: a DTensor
+            of one mesh dim, sharded in its last dim (`automodel_core.vocabulary` computes on
+            them). May be left out: logits are whole then, gathered where the model shards them.
 
     Labels `[batch, sequence]` come already shifted; IGNORE_INDEX marks unsupervised positions.
     Returns a float32 scalar, the sum (not the mean) over supervised positions.

@@ -18,6 +18,7 @@ from automodel_core.protocols import IGNORE_INDEX, Batch, Loss
 from automodel_core.train.head import check_head, split_head
 from automodel_core.train.precision import PrecisionPlan
 from automodel_core.train.world import World
+from automodel_core.vocabulary import leaving_logits_sharded
 
 
 @attrs.frozen
@@ -143,18 +144,21 @@ class Objective:
         Raises:
             UserError: The loss works on hidden states, and this model can't be split there.
         """
+        sharded = getattr(loss, "sharded_logits", False)
         if loss.input == "hidden_states":
             parts = split_head(model)
             check_head(model, parts, partial(world.manager.one_pass, spread))
+            head = leaving_logits_sharded(parts.head) if sharded else parts.head
 
             def of_parts(inputs: Batch, labels: torch.Tensor) -> torch.Tensor:
-                return loss(parts.backbone(**inputs), labels, parts.head)
+                return loss(parts.backbone(**inputs), labels, head)
 
             token_losses = world.manager.one_pass(spread, of_parts)
         else:
+            forward = leaving_logits_sharded(spread) if sharded else spread
 
             def token_losses(inputs: Batch, labels: torch.Tensor) -> torch.Tensor:
-                return loss(spread(**inputs, use_cache=False).logits, labels)
+                return loss(forward(**inputs, use_cache=False).logits, labels)
 
         if world.sizes.cp > 1:
             token_losses = world.manager.on_a_part(token_losses, world.mesh)

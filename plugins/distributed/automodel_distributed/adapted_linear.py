@@ -72,7 +72,7 @@ def cut_adapted_linear(module: nn.Linear, mesh: DeviceMesh, style: ParallelStyle
         part = distribute_tensor(parameter, mesh, [cut.parameters[name]], src_data_rank=None)
         module.register_parameter(name, nn.Parameter(part, requires_grad=parameter.requires_grad))
     module.forward = _local_forward(
-        module, module.forward, mesh, cut, style.input_layouts, style.output_layouts
+        module, module.forward, mesh, cut, style
     )
 
 
@@ -81,18 +81,18 @@ def _local_forward(
     compute: Callable[[torch.Tensor], torch.Tensor],
     mesh: DeviceMesh,
     cut: Cut,
-    taken: tuple[Placement, ...],
-    given: tuple[Placement, ...],
+    style: ParallelStyle,
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     def forward(x: torch.Tensor) -> torch.Tensor:
         """`[..., features_in]` to `[..., features_out]`, or a rank's part of either."""
         if not isinstance(x, DTensor):
-            x = DTensor.from_local(x, mesh, taken, run_check=False)
+            x = DTensor.from_local(x, mesh, style.input_layouts, run_check=False)
         needed = x.redistribute(placements=[cut.inputs])
         with local_parameters(module, cut):
             output = compute(needed.to_local(grad_placements=gradient_of(needed)))
         whole = DTensor.from_local(output, mesh, [cut.outputs], run_check=False)
-        return whole.redistribute(placements=given).to_local()
+        given = whole.redistribute(placements=style.output_layouts)
+        return given.to_local() if style.use_local_output else given
 
     return forward
 

@@ -29,9 +29,17 @@ from torch.distributed.tensor.parallel import (
 from transformers import PreTrainedModel
 
 from automodel_core.errors import UserError
+from automodel_core.vocabulary import whole_unless_left
 from automodel_distributed.adapted_linear import cut_adapted_linear, is_adapted_linear
 from automodel_distributed.layers import layer_lists
-from automodel_distributed.tp_plans import Plan, Shape, check_divisible, known_shape, plan_for
+from automodel_distributed.tp_plans import (
+    Plan,
+    Shape,
+    check_divisible,
+    known_shape,
+    plan_for,
+    with_sharded_head,
+)
 
 
 def parallelize_layers(
@@ -48,7 +56,7 @@ def parallelize_layers(
     Raises:
         UserError: There is no plan for this model, or it can't be cut in that way.
     """
-    plan = plan_for(model, written)
+    plan = with_sharded_head(model, plan_for(model, written))
     check_divisible(model, plan, mesh.size())
     shape = known_shape(model) if written is None else None
     if sequence_parallel and shape is None:
@@ -63,6 +71,9 @@ def parallelize_layers(
     tied = _tied(model)
     for name, style in plan.items():
         _cut(model.get_submodule(name), name, style, mesh, between)
+    head = model.get_output_embeddings()
+    if "colwise_leave_output" in plan.values():
+        head.register_forward_hook(lambda *call: whole_unless_left(call[-1]))
     if shape is not None:
         _gather_once(model, mesh, between)
     if sequence_parallel:
@@ -79,6 +90,7 @@ def _cut(
     """Cut one module. `between` is the layout of what leaves a row-wise layer."""
     styles: Mapping[str, ParallelStyle] = {
         "colwise": ColwiseParallel(),
+        "colwise_leave_output": ColwiseParallel(use_local_output=False),
         "colwise_gather_output": ColwiseParallel(output_layouts=Replicate()),
         "rowwise": RowwiseParallel(output_layouts=between),
         "rowwise_split_input": RowwiseParallel(input_layouts=Replicate(), output_layouts=between),

@@ -118,6 +118,13 @@ def plan_for(model: PreTrainedModel, written: Plan | None) -> dict[str, str]:
     return _expanded(model, embeddings | head | named, must_match=False)
 
 
+def with_sharded_head(model: PreTrainedModel, plan: Plan) -> dict[str, str]:
+    """The plan with output embeddings that leave their logits sharded over the vocabulary, where
+    it cuts them that way; who wants whole logits has them gathered after."""
+    heads = [name for name in _head_names(model) if plan.get(name, "").startswith("colwise")]
+    return {**plan, **dict.fromkeys(heads, "colwise_leave_output")}
+
+
 def check_divisible(model: PreTrainedModel, plan: Plan, tp_size: int) -> None:
     """Refuse heads and features that can't be dealt evenly.
 

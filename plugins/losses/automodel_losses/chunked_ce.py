@@ -25,6 +25,7 @@ class ChunkedCrossEntropy:
     """
 
     input: ClassVar[Literal["hidden_states"]] = "hidden_states"
+    sharded_logits: ClassVar[bool] = True
 
     def __init__(self, chunk_len: int = 2048) -> None:
         if chunk_len < 1:

@@ -1,13 +1,12 @@
-"""Cross-entropy over the supervised tokens, from whole logits."""
+"""Cross-entropy over the supervised tokens, from all logits at once."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal
 
 import torch
-from torch.nn import functional
 
-from automodel_core.protocols import IGNORE_INDEX
+from automodel_core.vocabulary import cross_entropy_sum
 
 
 class MaskedCrossEntropy:
@@ -18,21 +17,17 @@ class MaskedCrossEntropy:
     """
 
     input: ClassVar[Literal["logits"]] = "logits"
+    sharded_logits: ClassVar[bool] = True
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """-log softmax(logits)[label], summed.
 
         Args:
-            logits: `[batch, sequence, vocabulary]`, of any floating dtype.
+            logits: `[batch, sequence, vocabulary]`, of any floating dtype, whole or sharded.
             labels: `[batch, sequence]`, already shifted; IGNORE_INDEX where unsupervised.
 
         Returns:
             A float32 scalar, the sum over supervised positions. Without any it is 0, and so are its
             gradients.
         """
-        return functional.cross_entropy(
-            logits.flatten(0, -2).float(),
-            labels.flatten(),
-            ignore_index=IGNORE_INDEX,
-            reduction="sum",
-        )
+        return cross_entropy_sum(logits, labels)

@@ -14,6 +14,10 @@ ADAPTERS = {"dim": 4, "alpha": 8}
 
 CASES = {
     "full": Case(),
+    "a loss on whole logits": Case(sharded_logits=False),
+    "tied": Case(config={"tie_word_embeddings": True}),
+    "uneven vocabulary": Case(config={"vocab_size": 97}),
+    "uneven vocabulary chunked": Case(chunked=True, config={"vocab_size": 97}),
     "tied chunked": Case(chunked=True, config={"tie_word_embeddings": True}),
     "frozen norms": Case(frozen="norm"),
     "lora": Case(adapters=ADAPTERS),

@@ -20,8 +20,10 @@ from torch.nn import functional
 from automodel_core.protocols import IGNORE_INDEX, Sizes
 from automodel_core.train.head import split_head
 from automodel_core.train.precision import PrecisionPlan
+from automodel_core.vocabulary import leaving_logits_sharded
 from automodel_distributed import managers
 from automodel_losses.chunked_ce import ChunkedCrossEntropy
+from automodel_losses.masked_ce import MaskedCrossEntropy
 from automodel_peft.lora import PeftConfig
 
 SMALL = {
@@ -49,6 +51,7 @@ class Case:
         adapters: Arguments of PeftConfig; None trains the model itself.
         frozen: What parameters whose names contain this are frozen; "" freezes none.
         chunked: Whether the loss calls the head on a few tokens at a time.
+        sharded_logits: Whether the loss takes logits as tensor parallelism leaves them.
         accumulate: Micro-batches of a step.
         steps: Optimizer steps.
         max_norm: What gradients are clipped to.
@@ -61,6 +64,7 @@ class Case:
     adapters: dict[str, Any] | None = None
     frozen: str = ""
     chunked: bool = False
+    sharded_logits: bool = True
     accumulate: int = 2
     steps: int = 20
     max_norm: float | None = 0.5
@@ -191,14 +195,18 @@ def loss_of(
     case: Case, manager: Any, model: torch.nn.Module, spread: torch.nn.Module
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """From token ids and labels to the sum of the token losses."""
+    wrapped = leaving_logits_sharded if case.sharded_logits else lambda compute: compute
     if not case.chunked:
-        return lambda inputs, labels: loss_sum(
-            spread(input_ids=inputs, use_cache=False).logits, labels
+        loss = MaskedCrossEntropy() if case.sharded_logits else loss_sum
+        forward = wrapped(spread)
+        return lambda inputs, labels: loss(
+            forward(input_ids=inputs, use_cache=False).logits, labels
         )
     loss, parts = ChunkedCrossEntropy(chunk_len=5), split_head(model)
+    head = wrapped(parts.head)
 
     def compute(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return loss(parts.backbone(input_ids=inputs), labels, parts.head)
+        return loss(parts.backbone(input_ids=inputs), labels, head)
 
     return manager.one_pass(spread, compute)
 
