@@ -21,7 +21,7 @@ import attrs
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.bias import CausalBias, causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -47,24 +47,31 @@ class SharedSequence:
 
     Attributes:
         group: The ranks that share them.
+        length: Positions of the whole, a multiple of twice the ranks.
+        masks: For this rank's two chunks: how many positions of the whole the chunk's last one
+            sees, and what of them the others don't see.
         calls: How many times attention asked for it.
     """
 
     group: dist.ProcessGroup
+    length: int
+    masks: list[tuple[int, CausalBias]] = attrs.field(init=False)
     calls: int = 0
 
-    @property
-    def ranks(self) -> int:
-        return self.group.size()
+    def __attrs_post_init__(self) -> None:
+        # Here, since PyTorch can't make them while it records a layer that will compute again.
+        size = self.length // (2 * self.group.size())
+        ends = [(chunk + 1) * size for chunk in self.chunks()]
+        self.masks = [(end, causal_lower_right(size, end)) for end in ends]
 
     def chunks(self) -> tuple[int, int]:
         """This rank's two, of `2 * ranks`."""
         rank = self.group.rank()
-        return rank, 2 * self.ranks - 1 - rank
+        return rank, 2 * self.group.size() - 1 - rank
 
     def part(self, whole: torch.Tensor) -> torch.Tensor:
         """`[batch, sequence]` to this rank's `[batch, sequence / ranks]`."""
-        pieces = whole.chunk(2 * self.ranks, dim=1)
+        pieces = whole.chunk(2 * self.group.size(), dim=1)
         return torch.cat([pieces[each] for each in self.chunks()], dim=1)
 
 
@@ -120,8 +127,8 @@ def on_a_part(token_losses: TokenLosses, group: dist.ProcessGroup) -> TokenLosse
 
     def run(inputs: Batch, labels: torch.Tensor) -> torch.Tensor:
         check_inputs(inputs)
-        shared = SharedSequence(group)
         ids = inputs["input_ids"]
+        shared = SharedSequence(group, ids.shape[1])
         counted = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         mine = {"input_ids": shared.part(ids), "position_ids": shared.part(counted)}
         with _told():
@@ -200,21 +207,18 @@ def shared_attention(
         )
     shared.calls += 1
     keys, values = _Gathered.apply(torch.stack([key, value]), shared.group).unbind()
-    length = query.shape[2] // 2
-    outputs = []
-    for queries, chunk in zip(query.split(length, dim=2), shared.chunks(), strict=True):
-        seen = (chunk + 1) * length
-        outputs.append(
-            scaled_dot_product_attention(
-                queries,
-                keys[:, :, :seen],
-                values[:, :, :seen],
-                attn_mask=causal_lower_right(length, seen),
-                dropout_p=dropout,
-                scale=scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
+    outputs = [
+        scaled_dot_product_attention(
+            queries,
+            keys[:, :, :seen],
+            values[:, :, :seen],
+            attn_mask=mask,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
+        for queries, (seen, mask) in zip(query.chunk(2, dim=2), shared.masks, strict=True)
+    ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 

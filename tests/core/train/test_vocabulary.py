@@ -1,4 +1,4 @@
-"""Logits that lie over ranks by their vocabulary: the loss and gradients are those of whole ones."""
+"""Logits that lie over ranks by their vocabulary have the loss and gradients of whole ones."""
 
 import functools
 

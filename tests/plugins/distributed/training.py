@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
-from automodel_core.protocols import IGNORE_INDEX, Sizes
+from automodel_core.protocols import IGNORE_INDEX, Batch, Sizes
 from automodel_core.train.head import split_head
 from automodel_core.train.precision import PrecisionPlan
 from automodel_core.vocabulary import leaving_logits_sharded
@@ -166,6 +166,8 @@ def train_spread(case: Case, manager: str, options: dict[str, Any]) -> Trained:
     )
     spread = manager.parallelize(model, mesh, precision)
     compute = loss_of(case, manager, model, spread)
+    if mesh["cp"].size() > 1:
+        compute = manager.on_a_part(compute, mesh)
     ranks = mesh["dp_replicate"].size() * mesh["dp_shard"].size()
     rank = mesh["dp_replicate"].get_local_rank() * mesh["dp_shard"].size()
     rank += mesh["dp_shard"].get_local_rank()
@@ -178,7 +180,7 @@ def train_spread(case: Case, manager: str, options: dict[str, Any]) -> Trained:
         total = torch.zeros(())
         for index, (inputs, labels) in enumerate(batches):
             with manager.micro_batch(spread, last=index == case.accumulate - 1):
-                loss = compute(inputs[rank::ranks], labels[rank::ranks]) / tokens
+                loss = compute({"input_ids": inputs[rank::ranks]}, labels[rank::ranks]) / tokens
                 (loss * manager.gradient_divisor(mesh)).backward()
             total += loss.detach()
         norms.append(manager.clip(model.parameters(), case.max_norm).item())
@@ -187,26 +189,24 @@ def train_spread(case: Case, manager: str, options: dict[str, Any]) -> Trained:
         optimizer.zero_grad()
     with torch.no_grad():
         inputs, labels = micro_batch(case, 0, 0)
-        evaluation = summed(compute(inputs[rank::ranks], labels[rank::ranks]), mesh)
+        evaluation = summed(compute({"input_ids": inputs[rank::ranks]}, labels[rank::ranks]), mesh)
     return Trained(losses, norms, evaluation, trained_state(model))
 
 
 def loss_of(
     case: Case, manager: Any, model: torch.nn.Module, spread: torch.nn.Module
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+) -> Callable[[Batch, torch.Tensor], torch.Tensor]:
     """From token ids and labels to the sum of the token losses."""
     wrapped = leaving_logits_sharded if case.sharded_logits else lambda compute: compute
     if not case.chunked:
         loss = MaskedCrossEntropy() if case.sharded_logits else loss_sum
         forward = wrapped(spread)
-        return lambda inputs, labels: loss(
-            forward(input_ids=inputs, use_cache=False).logits, labels
-        )
+        return lambda inputs, labels: loss(forward(**inputs, use_cache=False).logits, labels)
     loss, parts = ChunkedCrossEntropy(chunk_len=5), split_head(model)
     head = wrapped(parts.head)
 
-    def compute(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return loss(parts.backbone(input_ids=inputs), labels, head)
+    def compute(inputs: Batch, labels: torch.Tensor) -> torch.Tensor:
+        return loss(parts.backbone(**inputs), labels, head)
 
     return manager.one_pass(spread, compute)
 
@@ -218,9 +218,9 @@ def build_mesh(sizes: Sizes) -> DeviceMesh:
 
 
 def summed(value: torch.Tensor, mesh: DeviceMesh) -> float:
-    """Over the ranks that have other samples."""
+    """Over the ranks that have other samples, or other positions of them."""
     value = value.clone()
-    for dim in ("dp_replicate", "dp_shard"):
+    for dim in ("dp_replicate", "dp_shard", "cp"):
         dist.all_reduce(value, group=mesh[dim].get_group())
     return value.item()
 
