@@ -71,9 +71,7 @@ def cut_adapted_linear(module: nn.Linear, mesh: DeviceMesh, style: ParallelStyle
     for name, parameter in list(module.named_parameters(recurse=False)):
         part = distribute_tensor(parameter, mesh, [cut.parameters[name]], src_data_rank=None)
         module.register_parameter(name, nn.Parameter(part, requires_grad=parameter.requires_grad))
-    module.forward = _local_forward(
-        module, module.forward, mesh, cut, style
-    )
+    module.forward = _local_forward(module, module.forward, mesh, cut, style)
 
 
 def _local_forward(
