@@ -210,9 +210,10 @@ class Merger(Protocol):
 class Adapter(Protocol):
     """Trains something small in, or beside, a model that stays as it is.
 
-    The engine calls `apply` once, on the whole model with its weights read, before anything wraps
-    or shards it; and `load` after it when a run goes on from a checkpoint. All methods are given
-    the model itself, not a wrapper.
+    The engine calls `apply` once, on the whole model, before anything wraps or shards it; and
+    `load` after it when a run goes on from a checkpoint. The model's weights are read by then,
+    except in a model that is sharded, if the adapter does without them. All methods are given the
+    model itself, not a wrapper.
 
     Attributes:
         dtype: What trains is held in this; the precision plan shows it.
@@ -225,6 +226,14 @@ class Adapter(Protocol):
 
         Raises:
             UserError: Nothing in the model fits what the YAML asks for.
+        """
+        ...
+
+    def needs_weights(self, model: PreTrainedModel) -> bool:
+        """Whether `apply` reads weights of the model. If not, the model may be on the meta device,
+        and its weights are read afterwards; what `apply` adds must have its values then.
+
+        May be left out: weights are read first.
         """
         ...
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from automodel_core.config.schema import RunConfig
 from automodel_core.errors import UserError
+from automodel_core.protocols import Adapter
 from automodel_core.targets import at
 from automodel_core.train.checkpoint import damaged
 from automodel_core.train.console import Console
@@ -19,6 +20,9 @@ from automodel_core.train.sharded.deferred import DeferredInit
 from automodel_core.train.sharded.reading import read_sharded
 from automodel_core.train.sharded.saving import can_save_sharded
 from automodel_core.train.world import World
+
+# What a run says, because memory is planned by it.
+IN_PARTS = "Every rank reads its own part of the model."
 
 
 @attrs.frozen
@@ -46,28 +50,59 @@ def load_model(
     where that gives the same; else every rank reads all of it and keeps its part.
     """
     seed_everything(prepared.supplied["seed"])
-    saved, adapter, world = checkpoint and checkpoint / "model", prepared.adapter, prepared.world
-    weights = None if adapter else saved
-    if sharded(world) and adapter is None:
-        if weights is None and prepared.source.weight_bytes is None:
-            loaded = draw_in_parts(config, prepared)
-        else:
-            loaded = read_in_parts(config, prepared, weights)
+    world = prepared.world
+    if sharded(world):
+        loaded = load_in_parts(config, prepared, checkpoint, console)
         if loaded is not None:
             return loaded
-    model = read_whole(config, prepared, weights, checkpoint)
+        console.say("Every rank reads the whole model first, then keeps its part.")
+    model = read_whole(config, prepared, checkpoint)
     sharded_saves = can_save_sharded(model)
-    if adapter is not None:
-        with at(config.peft.path):
-            for line in adapter.apply(model).lines:
-                console.say(line)
-            if saved is not None:
-                adapter.load(model, saved)
+    adapt(config, prepared, model, checkpoint, console)
     with at(config.distributed.path if config.distributed else ()):
         spread = world.manager.parallelize(model, world.mesh, prepared.precision)
     if sharded(world):
         put(model, prepared)
     return LoadedModel(model, spread, sharded_saves)
+
+
+def load_in_parts(
+    config: RunConfig, prepared: Prepared, checkpoint: Path | None, console: Console
+) -> LoadedModel | None:
+    """Each rank reads, or draws, its own part only; None if this model needs the whole."""
+    weights = own_weights(prepared, checkpoint)
+    if weights is not None or prepared.source.weight_bytes is not None:
+        return read_in_parts(config, prepared, checkpoint, console)
+    return draw_in_parts(config, prepared, console) if prepared.adapter is None else None
+
+
+def own_weights(prepared: Prepared, checkpoint: Path | None) -> Path | None:
+    """The folder of a checkpoint that has the whole model's weights; none has a frozen base's."""
+    return None if checkpoint is None or prepared.adapter else checkpoint / "model"
+
+
+def adapt(
+    config: RunConfig,
+    prepared: Prepared,
+    model: PreTrainedModel,
+    checkpoint: Path | None,
+    console: Console,
+) -> None:
+    """Add the adapter, if the run has one, and give it the checkpoint's values."""
+    adapter = prepared.adapter
+    if adapter is None:
+        return
+    with at(config.peft.path):
+        for line in adapter.apply(model).lines:
+            console.say(line)
+        if checkpoint is not None:
+            adapter.load(model, checkpoint / "model")
+
+
+def needs_weights(adapter: Adapter, model: PreTrainedModel) -> bool:
+    """An adapter that doesn't say does."""
+    asked = getattr(adapter, "needs_weights", None)
+    return asked is None or asked(model)
 
 
 def sharded(world: World) -> bool:
@@ -86,18 +121,23 @@ def put(model: PreTrainedModel, prepared: Prepared) -> None:
 
 
 def read_in_parts(
-    config: RunConfig, prepared: Prepared, weights: Path | None
+    config: RunConfig, prepared: Prepared, checkpoint: Path | None, console: Console
 ) -> LoadedModel | None:
-    """Each rank reads its part; None if this model has to be read whole."""
-    world, precision = prepared.world, prepared.precision
+    """Each rank reads its part; None if this model, or its adapter, has to be read whole."""
+    world, precision, adapter = prepared.world, prepared.precision, prepared.adapter
     with at(config.model.path):
-        found = prepared.source.unread_model(precision.weights, weights)
+        found = prepared.source.unread_model(precision.weights, own_weights(prepared, checkpoint))
     if found is None:
         return None
     model, folder = found
     if len(prepared.tokenizer) > model.get_input_embeddings().num_embeddings:
         return None
+    with at(config.peft.path if adapter else ()):
+        if adapter is not None and needs_weights(adapter, model):
+            return None
+    console.say(IN_PARTS)
     sharded_saves = can_save_sharded(model)
+    adapt(config, prepared, model, checkpoint, console)
     with at(config.distributed.path):
         spread = world.manager.parallelize(model, world.mesh, precision)
     with at(config.model.path):
@@ -106,7 +146,7 @@ def read_in_parts(
     return LoadedModel(model, spread, sharded_saves)
 
 
-def draw_in_parts(config: RunConfig, prepared: Prepared) -> LoadedModel | None:
+def draw_in_parts(config: RunConfig, prepared: Prepared, console: Console) -> LoadedModel | None:
     """Each rank keeps its part of the weights that one process would draw; None if this model has
     to be drawn whole."""
     world, precision = prepared.world, prepared.precision
@@ -120,6 +160,7 @@ def draw_in_parts(config: RunConfig, prepared: Prepared) -> LoadedModel | None:
     if len(prepared.tokenizer) > model.get_input_embeddings().num_embeddings:
         seed_everything(prepared.supplied["seed"])
         return None
+    console.say(IN_PARTS)
     sharded_saves, unsharded = can_save_sharded(model), init.tensors(model)
     with at(config.distributed.path):
         spread = world.manager.parallelize(model, world.mesh, precision)
@@ -132,11 +173,9 @@ def where_parameters_are(prepared: Prepared) -> torch.device:
     return torch.device("cpu") if prepared.world.manager.offloads else prepared.device
 
 
-def read_whole(
-    config: RunConfig, prepared: Prepared, weights: Path | None, checkpoint: Path | None
-) -> PreTrainedModel:
+def read_whole(config: RunConfig, prepared: Prepared, checkpoint: Path | None) -> PreTrainedModel:
     """All weights: on the device, or on the host where only a part of them goes to the device."""
-    source = prepared.source
+    source, weights = prepared.source, own_weights(prepared, checkpoint)
     device = torch.device("cpu") if sharded(prepared.world) else prepared.device
     with at(config.model.path):
         try:

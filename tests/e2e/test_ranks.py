@@ -128,6 +128,27 @@ def test_two_processes_follow_one(torchrun, alone, layout, kind):
     assert_same_weights(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("variant", "read"),
+    [
+        pytest.param("lora", "Every rank reads its own part of the model."),
+        pytest.param("lora_plus", "Every rank reads its own part", marks=pytest.mark.slow),
+        pytest.param("dora", "Every rank reads the whole model first", marks=pytest.mark.slow),
+        pytest.param("pissa", "Every rank reads the whole model first", marks=pytest.mark.slow),
+    ],
+)
+def test_adapters_that_do_not_start_from_the_weights_let_ranks_read_their_parts(
+    torchrun, automodel, variant, read
+):
+    changes = {**CHANGES, "peft": {"_target_": variant, "dim": 4}}
+    one = automodel(changes, folder="one")
+    two = torchrun(2, {**changes, "distributed": FSDP}, folder="two")
+    assert one.code == two.code == 0, two.out
+    assert two.out.count(read) == 1
+    assert "Every rank" not in one.out
+    assert two.losses == pytest.approx(one.losses, rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", FOUR)

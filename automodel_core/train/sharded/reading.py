@@ -121,14 +121,13 @@ def materialise(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def _on_device(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
-    """The parameter on another device; without its values if it has none."""
-    with torch.no_grad():
-        moved = (
-            torch.empty_like(parameter, device=device)
-            if parameter.is_meta
-            else parameter.detach().to(device)
-        )
-    return nn.Parameter(moved, requires_grad=parameter.requires_grad)
+    """A parameter without values as another one on the device. One with values, such as an
+    adapter's, is moved and stays itself: whoever spread the model may know it."""
+    if not parameter.is_meta:
+        parameter.data = parameter.data.to(device)
+        return parameter
+    empty = torch.empty_like(parameter, device=device)
+    return nn.Parameter(empty, requires_grad=parameter.requires_grad)
 
 
 def _check(

@@ -59,6 +59,11 @@ def check_same_tensors(expected: Mapping[str, torch.Tensor], saved: SavedAdapter
         )
 
 
+def brings_embedding(saved: SavedAdapter) -> bool:
+    """Whether a file has an embedding that must be the model's own."""
+    return any(key.endswith(FROZEN) for key in saved.others)
+
+
 def check_frozen(model: nn.Module, saved: SavedAdapter) -> None:
     """An embedding that came with the file must be the model's own.
 

@@ -24,7 +24,7 @@ from automodel_peft.layers import (
     LoraLinear,
     adapt_in_place,
 )
-from automodel_peft.loading import load_into
+from automodel_peft.loading import brings_embedding, load_into
 from automodel_peft.merging import LoraMerger
 from automodel_peft.options import check_options, check_sizes, check_variant, read_dtype
 from automodel_peft.plan import (
@@ -34,6 +34,7 @@ from automodel_peft.plan import (
     check_weights,
     plan_from_file,
     plan_from_patterns,
+    starting_from_weights,
 )
 from automodel_peft.selection import Patterns
 from automodel_peft.trained import train_whole
@@ -106,6 +107,15 @@ class PeftConfig:
             UserError: The patterns choose nothing, or the adapter to go on from doesn't fit.
         """
         return described(self, model, self._plan(model, self._saved()))
+
+    def needs_weights(self, model: PreTrainedModel) -> bool:
+        """Whether `apply` reads weights: to start from them, or to compare an embedding that came
+        with the adapter to go on from."""
+        saved = self._saved()
+        plan = self._plan(model, saved)
+        return bool(starting_from_weights(plan, self.name, self.kind)) or (
+            saved is not None and brings_embedding(saved)
+        )
 
     def apply(self, model: PreTrainedModel) -> Selection:
         """Freeze the model, adapt what is selected, and take over the adapter to go on from.

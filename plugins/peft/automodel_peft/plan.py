@@ -100,25 +100,36 @@ def plan_from_file(model: PreTrainedModel, saved: SavedAdapter) -> Plan:
     return Plan(adapted, _trained_in(model, saved))
 
 
+def starting_from_weights(
+    plan: Plan, variant: str, kind: Callable[[nn.Module], type[AdaptedLayer]]
+) -> list[tuple[str, str, nn.Module]]:
+    """The modules of a plan whose weights are read when it is carried out: what reads them, in
+    words, the module's name, and the module.
+
+    Args:
+        variant: Its name.
+        kind: The class that it makes of a module.
+    """
+    adapted = [
+        (variant, name, planned.module)
+        for name, planned in plan.adapted.items()
+        if kind(planned.module).starts_from_weights
+    ]
+    return adapted + [("What trains as a whole", *item) for item in plan.trained.items()]
+
+
 def check_weights(
     plan: Plan, variant: str, kind: Callable[[nn.Module], type[AdaptedLayer]]
 ) -> None:
     """Refuse modules without weights (on the meta device) where what is added starts from them.
 
     Args:
-        variant: Its name, for the message.
-        kind: The class that it makes of a module.
+        plan, variant, kind: As for `starting_from_weights`.
 
     Raises:
         UserError: A module has none, and needs them.
     """
-    starting = [
-        (variant, name, planned.module)
-        for name, planned in plan.adapted.items()
-        if kind(planned.module).starts_from_weights
-    ]
-    starting += [("What trains as a whole", *item) for item in plan.trained.items()]
-    for what, name, module in starting:
+    for what, name, module in starting_from_weights(plan, variant, kind):
         if any(parameter.is_meta for parameter in module.parameters()):
             raise UserError(
                 f"{what} starts from the model's weights, and those of {name} aren't read yet.",
