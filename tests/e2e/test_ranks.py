@@ -150,6 +150,29 @@ def test_adapters_that_do_not_start_from_the_weights_let_ranks_read_their_parts(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("variant", ["rslora", "lora_plus"])
+def test_variants_of_lora_are_cut_with_their_layers(torchrun, automodel, variant):
+    changes = {**CHANGES, "peft": {"_target_": variant, "dim": 4}}
+    one, two = (
+        automodel(changes, folder="one"),
+        torchrun(2, {**changes, "distributed": TWO["tp+sp"]}, folder="two"),
+    )
+    assert one.code == two.code == 0, two.out
+    assert two.losses == pytest.approx(one.losses, rel=1e-5)
+    assert_same_weights(two, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["dora", "pissa"])
+def test_adapters_that_cannot_be_cut_are_refused_by_name(torchrun, variant):
+    found = torchrun(2, {"peft": {"_target_": variant, "dim": 4}, "distributed": TWO["tp"]})
+    assert found.code != 0
+    assert "The adapter on model.layers.0" in found.out
+    assert "or write tp_size: 1" in found.out
+    assert found.checkpoints == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", FOUR)
 def test_four_processes_follow_one(torchrun, alone, layout, kind):

@@ -60,9 +60,11 @@ ROWWISE = Cut(
 
 
 def is_adapted_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer with LoRA's two factors, and with no other parameters."""
+    """Whether it is a linear layer with LoRA's two factors and scale, and with no more tensors."""
     names = {name for name, _ in module.named_parameters(recurse=False)}
-    return isinstance(module, nn.Linear) and FACTORS <= names <= FACTORS | {"weight", "bias"}
+    buffers = {name for name, _ in module.named_buffers(recurse=False)}
+    known = FACTORS <= names <= FACTORS | {"weight", "bias"} and buffers <= {"lora_scale"}
+    return isinstance(module, nn.Linear) and known
 
 
 def cut_adapted_linear(module: nn.Linear, mesh: DeviceMesh, style: ParallelStyle) -> None:

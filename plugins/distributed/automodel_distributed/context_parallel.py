@@ -12,7 +12,7 @@ there are ranks, and rank r takes the chunks r and -1 - r: all ranks have the sa
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -131,7 +131,7 @@ def on_a_part(token_losses: TokenLosses, group: dist.ProcessGroup) -> TokenLosse
         shared = SharedSequence(group, ids.shape[1])
         counted = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         mine = {"input_ids": shared.part(ids), "position_ids": shared.part(counted)}
-        with _told():
+        with _told(), other_dropout(group.rank(), ids.device):
             losses = token_losses({**mine, KEYWORD: shared}, shared.part(labels))
         if not shared.calls:
             raise UserError(
@@ -162,7 +162,18 @@ def check_inputs(inputs: Batch) -> None:
 
 
 @contextmanager
-def _told():
+def other_dropout(rank: int, device: torch.device) -> Iterator[None]:
+    """Within it a rank draws dropout of its own, though the ranks of a sequence have one random
+    state, and have it again afterwards: they hold other positions. What is drawn follows from that
+    state, so a resumed run draws the same."""
+    drawn = int(torch.randint(2**31, ()))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(drawn + rank)
+        yield
+
+
+@contextmanager
+def _told() -> Iterator[None]:
     token = _sharing.set(True)
     try:
         yield

@@ -34,7 +34,7 @@ class NvFSDPManager:
     Args:
         dp_size: Data-parallel ranks; none takes all that the other sizes leave.
         tp_size: Tensor parallelism, which only fsdp2 has; 1.
-        cp_size: Ranks that share every sequence (context parallelism).
+        cp_size: Context parallelism, which only fsdp2 has; 1.
         activation_checkpointing: Layers that compute again instead of keeping their activations:
             `none`, `full`, `selective` (keeps matrix products and attention) or `{every: n}`.
     """
@@ -54,12 +54,13 @@ class NvFSDPManager:
         for name in ("dp_size", "tp_size", "cp_size"):
             check_size(name, getattr(self, name))
         check_activation_checkpointing(self.activation_checkpointing)
-        if self.tp_size > 1:
-            raise UserError(
-                "The nvfsdp manager has no tensor parallelism.",
-                fix="write tp_size: 1, or _target_: fsdp2",
-                argument="tp_size",
-            )
+        for name, what in (("tp_size", "tensor"), ("cp_size", "context")):
+            if getattr(self, name) > 1:
+                raise UserError(
+                    f"The nvfsdp manager has no {what} parallelism.",
+                    fix=f"write {name}: 1, or _target_: fsdp2",
+                    argument=name,
+                )
         if importlib.util.find_spec("megatron_fsdp") is None:
             raise UserError(
                 "nvFSDP is the package megatron-fsdp, which isn't installed.",

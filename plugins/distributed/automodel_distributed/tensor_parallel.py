@@ -107,11 +107,11 @@ def _cut(
         )
     if is_adapted_linear(module):
         cut_adapted_linear(module, mesh, styles[style])
-    elif any("lora_" in parameter for parameter, _ in module.named_parameters(recurse=False)):
+    elif hasattr(module, "lora_scale"):
         raise UserError(
             f"The adapter on {name} can't be cut: tensor parallelism knows LoRA's two factors on "
-            "linear layers, and not DoRA's lengths or adapters of embeddings.",
-            fix="use the lora target on linear layers, or write tp_size: 1",
+            "linear layers, and not DoRA's lengths, PiSSA's start or adapters of embeddings.",
+            fix="use lora, rslora or lora_plus on linear layers, or write tp_size: 1",
             argument="tp_size",
         )
     else:

@@ -78,6 +78,7 @@ def test_it_is_listed_with_its_owner_and_summary(plugins):
         ("datasets", "echo"): "ok",
         ("losses", "smoothed_ce"): "ok",
         ("peft", "norm_tuning"): "ok",
+        ("distributed", "one_message"): "ok",
         ("hooks", "echo_log"): "ok",
     }
     echo = rows["datasets", "echo"]
@@ -167,6 +168,19 @@ def test_a_run_that_does_not_name_it_has_bitwise_the_same_losses(command, config
         assert done.returncode == 0, done.stdout + done.stderr
         runs.append(losses(folder))
     assert runs[0] == runs[1]
+
+
+def test_its_parallel_manager_trains_on_two_ranks_as_one_process_does(command, config):
+    runs = []
+    batches = {"step_scheduler": {"max_steps": 4, "global_batch_size": 8}}
+    for name, more in (("one", ()), ("two", ("--nproc-per-node", "2"))):
+        file, folder = config(
+            name, **batches, dataloader={"batch_size": 2}, distributed={"_target_": "one_message"}
+        )
+        done = command("run", file, *more, having=("good",))
+        assert done.returncode == 0, done.stdout + done.stderr
+        runs.append(losses(folder))
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)
 
 
 def test_a_conflict_with_our_names_does_not_harm_a_file_that_means_ours(command, config):

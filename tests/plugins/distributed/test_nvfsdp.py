@@ -26,7 +26,8 @@ def test_without_a_gpu_it_is_refused(tmp_path, monkeypatch):
         NvFSDPManager()
 
 
-def test_tensor_parallelism_is_left_to_fsdp2():
+@pytest.mark.parametrize("name", ["tp_size", "cp_size"])
+def test_tensor_parallelism_is_left_to_fsdp2(name):
     with pytest.raises(UserError, match="no tensor parallelism") as refused:
-        NvFSDPManager(tp_size=2)
-    assert refused.value.argument == "tp_size"
+        NvFSDPManager(**{name: 2})
+    assert refused.value.argument == name
