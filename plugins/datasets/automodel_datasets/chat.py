@@ -184,7 +184,7 @@ class ChatTemplate:
             opening = self._opening([*messages[:index], message], tools, PLACEHOLDER)
             if not text.endswith(opening, 0, start):
                 # An empty thought that stays only in the last turn, as in Qwen3.
-                opening = EMPTY_THOUGHT.sub("", opening)
+                opening = CLOSED_THOUGHT.sub("", EMPTY_THOUGHT.sub("", opening))
             if not text.endswith(opening, 0, start):
                 raise unmappable(message)
             start -= len(opening)
@@ -278,6 +278,11 @@ class ChatTemplate:
     ) -> SupervisedText:
         """As the template's `{% generation %}` blocks say, less what isn't to be learned."""
         text, marked = self._marked_spans(messages, tools)
+        spoken = (each for each in messages if each["role"] == "assistant")
+        for message in spoken:
+            # As templates for images do that take no plain strings: they write nothing.
+            if words_of(message).strip().casefold() not in text.casefold():
+                raise unmappable(message)
         if not all(learned):
             if len(marked) != len(learned):
                 raise UserError(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from automodel_core.errors import UserError
 from automodel_datasets.chat import ChatTemplate
 from automodel_datasets.masking import tokenise
 from tests.plugins.datasets.styles import Style
@@ -36,13 +37,13 @@ FAMILIES = {
     "gptoss": (GPT_OSS, "<|end|>", "<|return|>"),
     "phi3": (PHI, "<|end|>", "<|end|>"),
     "phi3_5": (PHI, "<|end|>", "<|end|>"),
-    "smolvlm": (SMOL, "<end_of_utterance>", "<end_of_utterance>"),
-    "idefics3": (SMOL, "<end_of_utterance>", "<end_of_utterance>"),
+    "qwen3_5_nothink": (CHATML, "<|im_end|>", "<|im_end|>"),
+    "qwen3_6": (CHATML, "<|im_end|>", "<|im_end|>"),
 }
 
 
 def family(name, variant=""):
-    (eos, special), *_ = FAMILIES[name]
+    eos, special = FAMILIES[name][0] if name in FAMILIES else SMOL
     source = (TEMPLATES / f"{name}{variant}.jinja").read_text(encoding="utf-8")
     return Style(source, "", bos="<bos>", eos=eos, special=special).tokenizer()
 
@@ -91,3 +92,79 @@ def test_arguments_are_learned_as_a_mapping_and_as_json(name, arguments):
     assert "12" in text
     assert "\\" not in text
     assert "".join([text, *rest]).endswith(FAMILIES[name][2])
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 12}}}
+
+
+@pytest.mark.parametrize("variant", ["", "_training"])
+@pytest.mark.parametrize("name", ["smolvlm", "idefics3"])
+def test_a_template_that_writes_no_plain_strings_is_refused(name, variant):
+    with pytest.raises(UserError):
+        learned(family(name, variant), turns("13"))
+
+
+@pytest.mark.parametrize("variant", ["", "_training"])
+def test_tool_calls_that_a_template_leaves_out_are_refused_with_that_reason(variant):
+    calling = {"role": "assistant", "content": "Adding.", "tool_calls": [CALL]}
+    if variant:
+        pytest.skip("markers decide where a call is not found")
+    with pytest.raises(UserError, match="leaves tool calls out"):
+        learned(family("phi3", variant), [turns("")[0], calling])
+
+
+@pytest.mark.parametrize("variant", ["", "_training"])
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_masked_thought_leaves_the_calls_behind_it_learned(calls, variant):
+    calling = {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "Add them.",
+        "tool_calls": [CALL] * calls,
+    }
+    (text,) = learned(family("qwen3", variant), [turns("")[0], calling], mask_reasoning=True)
+    assert text.startswith("<tool_call>")
+    assert text.count("<tool_call>") == calls
+    assert text.endswith("</tool_call><|im_end|>")
+
+
+def test_a_call_without_arguments_is_learned():
+    call = {"type": "function", "function": {"name": "now", "arguments": {}}}
+    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+    (text,) = learned(family("qwen2_5"), [turns("")[0], calling])
+    assert text.strip() == '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call><|im_end|>'
+
+
+def test_with_markers_only_the_messages_asked_for_are_learned():
+    tokenizer = family("qwen3", "_training")
+    assert learned(tokenizer, turns("13", "14", "15"), learn=lambda index: index == 3) == [
+        "14<|im_end|>"
+    ]
+
+
+def test_an_inline_thought_is_learned_or_masked_with_markers_and_without():
+    messages = turns("<think>\n12 + 1\n</think>\n\n13")
+    for variant in ("", "_training"):
+        tokenizer = family("qwen3", variant)
+        assert learned(tokenizer, messages) == ["<think>\n12 + 1\n</think>\n\n13<|im_end|>"]
+        assert learned(tokenizer, messages, mask_reasoning=True) == ["13<|im_end|>"]
+
+
+def test_thoughts_that_the_template_leaves_out_are_counted():
+    messages = turns("13", "14")
+    messages[1]["reasoning_content"] = "12 + 1"
+    text = ChatTemplate(family("qwen3")).supervised(messages)
+    assert text.dropped == {"thoughts": 1, "empty thoughts": 1}
+
+
+def test_a_plain_answer_takes_two_renders(monkeypatch):
+    template = ChatTemplate(family("qwen2_5"))
+    template.supervised(turns("13"))
+    render, seen = template.tokenizer.apply_chat_template, []
+    monkeypatch.setattr(
+        template.tokenizer,
+        "apply_chat_template",
+        lambda *given, **options: seen.append(given) or render(*given, **options),
+    )
+    template.supervised(turns("13"))
+    assert len(seen) == 2
