@@ -8,7 +8,6 @@ the template's generation prompt ends.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,22 +20,24 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from automodel_core.errors import UserError
 from automodel_datasets.masking import SupervisedText
-
-Message = Mapping[str, Any]
+from automodel_datasets.veiling import (
+    CLOSED_THOUGHT,
+    EMPTY_THOUGHT,
+    INLINE_THOUGHT,
+    NUMBER,
+    PLACEHOLDER,
+    THOUGHT,
+    Message,
+    as_json,
+    thought_of,
+    veil,
+    with_arguments,
+    with_parsed_arguments,
+    without_thought,
+    words_of,
+)
 
 GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-# Nothing that a template could strip, split or escape.
-PLACEHOLDER = "xAssistantSpeaksHerex"
-THOUGHT = "xAssistantThinksHerex"
-# As an argument of a tool call: a number, because templates put strings in quotes.
-NUMBER = 918273645546372819
-
-# Where messages keep what the model thought before it answered.
-THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
-INLINE_THOUGHT = re.compile(r"(\s*<think>\s*)(.*?)(\s*</think>\s*)(.*)", re.DOTALL)
-CLOSED_THOUGHT = re.compile(r"\s*</think>\s*")
-EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\s*")
 
 
 class ChatTemplate:
@@ -162,10 +163,7 @@ class ChatTemplate:
         shown = self._render(veiled, tools)
         calls = message.get("tool_calls")
         if calls and str(NUMBER) not in shown:
-            raise UserError(
-                "The chat template leaves tool calls out, so they can't be learned.",
-                fix="use a chat template that writes tool calls, or leave such conversations out",
-            )
+            raise calls_left_out()
         start, stop, words = self._difference(text, shown, message)
         if thought_of(message) and THOUGHT not in shown:
             dropped["thoughts"] += 1
@@ -236,10 +234,11 @@ class ChatTemplate:
         start, tail = min(found, default=len(veiled)), len(veiled) - last if found else len(veiled)
         same_start = in_common(text, veiled)
         same_end = in_common(text[::-1], veiled[::-1])
-        if message.get("tool_calls"):
+        calls = message.get("tool_calls")
+        if calls:  # without arguments, a call may differ by nothing of its own
             start, tail = min(start, same_start), min(tail, same_end)
         stop = len(text) - tail
-        if start > same_start or tail > same_end or start >= stop:
+        if start > same_start or tail > same_end or start > stop or (start == stop and not calls):
             raise unmappable(message)
         if marks[1] < 0:
             return start, stop, None
@@ -283,6 +282,9 @@ class ChatTemplate:
             # As templates for images do that take no plain strings: they write nothing.
             if words_of(message).strip().casefold() not in text.casefold():
                 raise unmappable(message)
+            calls = message.get("tool_calls") or ()
+            if any(call.get("function", call)["name"] not in text for call in calls):
+                raise calls_left_out()
         if not all(learned):
             if len(marked) != len(learned):
                 raise UserError(
@@ -349,85 +351,10 @@ def overlaps(
     return sorted((start, stop) for start, stop in both if start < stop)
 
 
-def with_arguments(message: Message, convert: Callable[[Any], Any]) -> Message:
-    """The message with the arguments of its tool calls converted."""
-    if not message.get("tool_calls"):
-        return message
-    calls = []
-    for call in message["tool_calls"]:
-        function = call.get("function", call)
-        function = function | {"arguments": convert(function.get("arguments"))}
-        calls.append(call | {"function": function} if "function" in call else function)
-    return {**message, "tool_calls": calls}
-
-
-def with_parsed_arguments(message: Message) -> Message:
-    """The message with arguments as mappings, which OpenAI's interface writes as JSON."""
-    return with_arguments(message, from_json)
-
-
-def from_json(arguments: Any) -> Any:
-    if not isinstance(arguments, str):
-        return arguments
-    try:
-        return json.loads(arguments or "{}")
-    except ValueError:
-        raise UserError(
-            f"The arguments of a tool call are no JSON: {arguments!r:.80}",
-            fix="write them as a JSON object",
-        ) from None
-
-
-def as_json(arguments: Any) -> str:
-    return json.dumps(arguments or {}, ensure_ascii=False)
-
-
 def in_common(first: str, second: str) -> int:
     """How many characters two texts share from their beginning."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-def thought_of(message: Message) -> str:
-    """What the assistant thought before the message, wherever it is written; "" if nothing."""
-    inline = INLINE_THOUGHT.fullmatch(message.get("content") or "")
-    named = (message.get(key) for key in THOUGHT_KEYS)
-    return (inline[2] if inline else "") or next(filter(None, named), "")
-
-
-def words_of(message: Message) -> str:
-    """The message without an inline thought."""
-    content = message.get("content") or ""
-    inline = INLINE_THOUGHT.fullmatch(content)
-    return inline[4] if inline else content
-
-
-def without_thought(message: Message) -> dict[str, Any]:
-    """The message as a template writes it that leaves thoughts out."""
-    kept = {key: value for key, value in message.items() if key not in THOUGHT_KEYS}
-    return kept | {"content": words_of(message)} if kept.get("content") else kept
-
-
-def veil(message: Message) -> dict[str, Any]:
-    """The message with placeholders for its thought, its words and the values of its calls."""
-    veiled = dict(message)
-    inline = INLINE_THOUGHT.fullmatch(message.get("content") or "")
-    if inline:
-        thought = THOUGHT if inline[2] else ""
-        veiled["content"] = inline[1] + thought + inline[3] + (PLACEHOLDER if inline[4] else "")
-    elif message.get("content"):
-        veiled["content"] = PLACEHOLDER
-    veiled |= {key: THOUGHT for key in THOUGHT_KEYS if message.get(key)}
-    if message.get("tool_calls"):
-        veiled["tool_calls"] = [veil_call(call) for call in message["tool_calls"]]
-    return veiled
-
-
-def veil_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = call.get("function", call)
-    arguments = function.get("arguments") or {"x": None}
-    hidden = function | {"arguments": dict.fromkeys(arguments, NUMBER)}
-    return call | {"function": hidden} if "function" in call else hidden
 
 
 def unmappable(message: Message) -> UserError:
@@ -435,6 +362,13 @@ def unmappable(message: Message) -> UserError:
         "The chat template does more with an assistant's message than to insert it, so its "
         f"words can't be told from the template's: {message.get('content')!r:.80}",
         fix="put {% generation %} markers around the message in the chat template",
+    )
+
+
+def calls_left_out() -> UserError:
+    return UserError(
+        "The chat template leaves tool calls out, so they can't be learned.",
+        fix="use a chat template that writes tool calls, or leave such conversations out",
     )
 
 

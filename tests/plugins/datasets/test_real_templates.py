@@ -9,6 +9,8 @@ from automodel_datasets.chat import ChatTemplate
 from automodel_datasets.masking import tokenise
 from tests.plugins.datasets.styles import Style
 
+# ruff: noqa: RUF001 - DeepSeek spells its tokens with other bars
+
 TEMPLATES = Path(__file__).parents[2] / "fixtures" / "chat_templates"
 CHATML = ("<|im_end|>", ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
 DEEPSEEK_END = "<｜end▁of▁sentence｜>"
@@ -107,8 +109,6 @@ def test_a_template_that_writes_no_plain_strings_is_refused(name, variant):
 @pytest.mark.parametrize("variant", ["", "_training"])
 def test_tool_calls_that_a_template_leaves_out_are_refused_with_that_reason(variant):
     calling = {"role": "assistant", "content": "Adding.", "tool_calls": [CALL]}
-    if variant:
-        pytest.skip("markers decide where a call is not found")
     with pytest.raises(UserError, match="leaves tool calls out"):
         learned(family("phi3", variant), [turns("")[0], calling])
 
