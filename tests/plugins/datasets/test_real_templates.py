@@ -168,3 +168,29 @@ def test_a_plain_answer_takes_two_renders(monkeypatch):
     )
     template.supervised(turns("13"))
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_end_token_is_learned_once_though_it_pads(name):
+    tokenizer = family(name)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokens = tokenise(tokenizer, [ChatTemplate(tokenizer).supervised(turns("13"))])[0]
+    labels = tokens.sample()["labels"]
+    end = tokenizer.convert_tokens_to_ids(FAMILIES[name][2])
+    assert labels.count(end) == 1
+
+
+MARKED = [name for name in FAMILIES if (TEMPLATES / f"{name}_training.jinja").exists()]
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_no_more_is_learned_than_the_markers_of_others_say(name):
+    tokenizer, messages = family(name, "_training"), turns("13", "Yes, 13.")
+    theirs = tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True
+    )
+    text = ChatTemplate(tokenizer).supervised(messages)
+    ours = tokenise(tokenizer, [text])[0].sample()["labels"]
+    marked = [bool(mask) for mask in theirs["assistant_masks"]]
+    pairs = zip(marked, ours, strict=False)  # EOS may stand behind the text
+    assert all(mask for mask, label in pairs if label >= 0)
