@@ -9,6 +9,7 @@ the template's generation prompt ends.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -19,21 +20,24 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from automodel_core.errors import UserError
 from automodel_datasets.masking import SupervisedText
-
-Message = Mapping[str, Any]
+from automodel_datasets.veiling import (
+    CLOSED_THOUGHT,
+    EMPTY_THOUGHT,
+    INLINE_THOUGHT,
+    NUMBER,
+    PLACEHOLDER,
+    THOUGHT,
+    Message,
+    as_json,
+    thought_of,
+    veil,
+    with_arguments,
+    with_parsed_arguments,
+    without_thought,
+    words_of,
+)
 
 GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-# Nothing that a template could strip, split or escape.
-PLACEHOLDER = "xAssistantSpeaksHerex"
-THOUGHT = "xAssistantThinksHerex"
-# As an argument of a tool call: a number, because templates put strings in quotes.
-NUMBER = 918273645546372819
-
-# Where messages keep what the model thought before it answered.
-THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
-INLINE_THOUGHT = re.compile(r"(\s*<think>\s*)(.*?)(\s*</think>\s*)(.*)", re.DOTALL)
-EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\s*")
 
 
 class ChatTemplate:
@@ -48,6 +52,7 @@ class ChatTemplate:
         self.source = tokenizer.get_chat_template()
         self.marked = GENERATION_MARKER.search(self.source) is not None
         self.end_of_turn = end_of_turn(tokenizer)
+        self._arguments_as_json = False
 
     def supervised(
         self,
@@ -71,17 +76,29 @@ class ChatTemplate:
             UserError: The template refuses the conversation, or alters it beyond recognition.
         """
         speaking = [i for i, each in enumerate(messages) if each["role"] == "assistant"]
-        if self.marked:
-            return self._as_marked(messages, tools, list(map(learn, speaking)), mask_reasoning)
+        messages = [with_parsed_arguments(message) for message in messages]
         text = self._render(messages, tools)
-        spans = [
-            self._span(text, messages, index, tools, mask_reasoning)
-            for index in speaking
-            if learn(index)
-        ]
-        return self._ended(text, spans)
+        dropped: Counter[str] = Counter()
+        try:
+            spans = [
+                self._span(text, messages, index, tools, mask_reasoning, dropped)
+                for index in speaking
+                if learn(index)
+            ]
+        except UserError:
+            if not self.marked:
+                raise
+            return self._as_marked(messages, tools, list(map(learn, speaking)), mask_reasoning)
+        if self.marked:
+            # Markers of real templates enclose headers, line ends and a second EOS as well.
+            marked = self._marked_spans(messages, tools)[1]
+            words = [(start, end) for start, _, end in spans]
+            return SupervisedText(text, overlaps(marked, words), dropped=dropped)
+        return self._ended(text, spans, dropped)
 
-    def _ended(self, text: str, spans: Sequence[tuple[int, int, int]]) -> SupervisedText:
+    def _ended(
+        self, text: str, spans: Sequence[tuple[int, int, int]], dropped: Mapping[str, int]
+    ) -> SupervisedText:
         """Each turn with its end-of-turn token; EOS where a template ends the last one with none.
 
         White space between is supervised too: the model has to write it to reach the end.
@@ -92,49 +109,109 @@ class ChatTemplate:
         """
         ended = [(start, end) for start, _, end in spans]
         eos = self.tokenizer.eos_token_id
-        bare = bool(spans) and spans[-1][1] == spans[-1][2] and not text[spans[-1][1] :].strip()
+        bare = bool(spans) and self._ending is None and not text[spans[-1][2] :].strip()
         if not bare or eos is None:
-            return SupervisedText(text, ended)
-        return SupervisedText(text, [*ended[:-1], (spans[-1][0], len(text))], after=[eos])
+            return SupervisedText(text, ended, dropped=dropped)
+        last = (spans[-1][0], len(text))
+        return SupervisedText(text, [*ended[:-1], last], after=[eos], dropped=dropped)
+
+    @cached_property
+    def _ending(self) -> re.Pattern[str] | None:
+        """What ends a turn of words, wherever it stands; None if only the next header follows.
+
+        An answer is rendered as the last message and with a question behind it: what both have is
+        the turn's own end, several tokens in some families (Cohere). Where they end in different
+        tokens (gpt-oss), it is the first one.
+        """
+        plain = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACEHOLDER}]
+        try:
+            alone = self._render(plain).partition(PLACEHOLDER)[2]
+            followed = self._render([*plain, plain[0]]).partition(PLACEHOLDER)[2]
+        except UserError:
+            return self.end_of_turn
+        if not self.end_of_turn.match(alone):
+            return None
+        shared, end = alone[: in_common(alone, followed)], 0
+        while found := self.end_of_turn.match(shared, end):
+            if end and shared[end : found.end()].lstrip() != shared[end : found.end()]:
+                break
+            end = found.end()
+        return re.compile(r"\s*" + re.escape(shared[:end].strip())) if end else self.end_of_turn
 
     def _end_of_turn(self, text: str, stop: int) -> int:
         """Just after the token that ends the turn whose words end at `stop`, or there if none."""
-        found = self.end_of_turn.match(text, stop)
+        if self._ending is None:
+            return stop
+        found = self._ending.match(text, stop) or self.end_of_turn.match(text, stop)
         return found.end() if found else stop
 
     def _span(
-        self, text: str, messages: Sequence[Message], index: int, tools: Any, mask: bool
+        self,
+        text: str,
+        messages: Sequence[Message],
+        index: int,
+        tools: Any,
+        mask: bool,
+        dropped: Counter[str],
     ) -> tuple[int, int, int]:
-        """Where in `text` the model's part of message `index` starts, stops, and its turn ends."""
+        """Where in `text` the model's part of message `index` starts, stops, and its turn ends.
+
+        What the template leaves out of the message is counted in `dropped`.
+        """
         message = messages[index]
         veiled = [*messages[:index], veil(message), *messages[index + 1 :]]
         shown = self._render(veiled, tools)
-        start, stop, words = self._difference(text, shown, message)
         calls = message.get("tool_calls")
+        if calls and str(NUMBER) not in shown:
+            raise calls_left_out()
+        start, stop, words = self._difference(text, shown, message)
+        if thought_of(message) and THOUGHT not in shown:
+            dropped["thoughts"] += 1
+        if words_of(message).strip() and PLACEHOLDER not in shown:
+            dropped["words beside tool calls"] += 1
         end = self._end_of_calls(text, stop, messages[: index + 1], tools) if calls else None
         end = self._end_of_turn(text, stop) if end is None else end
         if THOUGHT not in shown:  # the template leaves it out here, as Qwen3 in earlier turns
             message = without_thought(message)
-        elif mask and words is None:
-            raise UserError(
-                "mask_reasoning can't tell where the thought before a tool call ends.",
-                fix="leave mask_reasoning out",
-            )
         elif mask:
+            if words is None:
+                words = self._after_thought(text, shown, messages[:index], message, tools)
             return words, stop, end
         first = start
         if self._writes_more or calls or thought_of(message):
             opening = self._opening([*messages[:index], message], tools, PLACEHOLDER)
             if not text.endswith(opening, 0, start):
                 # An empty thought that stays only in the last turn, as in Qwen3.
-                opening = EMPTY_THOUGHT.sub("", opening)
+                opening = CLOSED_THOUGHT.sub("", EMPTY_THOUGHT.sub("", opening))
             if not text.endswith(opening, 0, start):
                 raise unmappable(message)
             start -= len(opening)
         for empty in EMPTY_THOUGHT.finditer(text, max(0, start - 20), stop):
             if not text[start : empty.start()].strip():
+                dropped["empty thoughts"] += 1
                 start = max(start, min(empty.end(), first))
         return start, stop, end
+
+    def _after_thought(
+        self, text: str, shown: str, before: Sequence[Message], message: Message, tools: Any
+    ) -> int:
+        """Where the first tool call begins after a thought with no words in between.
+
+        What closes the thought is what the same message doesn't have without it.
+        """
+        place = shown.index(THOUGHT)
+        rest = shown[place + len(THOUGHT) :]
+        thought = thought_of(message).strip()
+        if not text.startswith(thought, place):
+            raise unmappable(message)
+        silent = self._render([*before, veil(without_thought(message))], tools)
+        alone = self._render([*before, veil(message)], tools)
+        tail = alone[alone.index(THOUGHT) + len(THOUGHT) :]
+        closing = len(tail) - in_common(tail[::-1], silent[::-1])
+        closed = CLOSED_THOUGHT.match(rest)
+        closing = max(closing, closed.end() if closed else 0)
+        closing += len(rest[closing:]) - len(rest[closing:].lstrip())
+        return place + len(thought) + closing
 
     def _end_of_calls(self, text: str, stop: int, messages: Sequence[Message], tools: Any) -> int:
         """The end of a turn of tool calls whose values end at `stop`.
@@ -157,10 +234,11 @@ class ChatTemplate:
         start, tail = min(found, default=len(veiled)), len(veiled) - last if found else len(veiled)
         same_start = in_common(text, veiled)
         same_end = in_common(text[::-1], veiled[::-1])
-        if message.get("tool_calls"):
+        calls = message.get("tool_calls")
+        if calls:  # without arguments, a call may differ by nothing of its own
             start, tail = min(start, same_start), min(tail, same_end)
         stop = len(text) - tail
-        if start > same_start or tail > same_end or start >= stop:
+        if start > same_start or tail > same_end or start > stop or (start == stop and not calls):
             raise unmappable(message)
         if marks[1] < 0:
             return start, stop, None
@@ -198,17 +276,15 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: Any, learned: Sequence[bool], mask: bool
     ) -> SupervisedText:
         """As the template's `{% generation %}` blocks say, less what isn't to be learned."""
-        try:
-            texts, spans = render_jinja_template(
-                conversations=[list(messages)],
-                tools=tools,
-                chat_template=self.source,
-                return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
-            )
-        except (jinja2.TemplateError, TypeError) as error:
-            raise refused(error) from None
-        text, marked = texts[0], list(spans[0])
+        text, marked = self._marked_spans(messages, tools)
+        spoken = (each for each in messages if each["role"] == "assistant")
+        for message in spoken:
+            # As templates for images do that take no plain strings: they write nothing.
+            if words_of(message).strip().casefold() not in text.casefold():
+                raise unmappable(message)
+            calls = message.get("tool_calls") or ()
+            if any(call.get("function", call)["name"] not in text for call in calls):
+                raise calls_left_out()
         if not all(learned):
             if len(marked) != len(learned):
                 raise UserError(
@@ -224,18 +300,55 @@ class ChatTemplate:
                 marked[place] = (found.start(4) if mask else found.end(), stop)
         return SupervisedText(text, marked)
 
+    def _marked_spans(
+        self, messages: Sequence[Message], tools: Any
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The conversation, and the characters in its `{% generation %}` blocks."""
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[self._with_arguments(messages)],
+                tools=tools,
+                chat_template=self.source,
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
+        except (jinja2.TemplateError, TypeError) as error:
+            raise refused(error) from None
+        return texts[0], list(spans[0])
+
     def _render(
         self, messages: Sequence[Message], tools: Any = None, add_generation_prompt: bool = False
     ) -> str:
+        """The text; arguments of tool calls are given as JSON if the template takes no mapping."""
         try:
             return self.tokenizer.apply_chat_template(
-                list(messages),
+                self._with_arguments(messages),
                 tools=tools,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
         except (jinja2.TemplateError, TypeError) as error:
-            raise refused(error) from None
+            if self._arguments_as_json or not any(each.get("tool_calls") for each in messages):
+                raise refused(error) from None
+            self._arguments_as_json = True
+            try:
+                return self._render(messages, tools, add_generation_prompt)
+            except UserError:
+                self._arguments_as_json = False
+                raise refused(error) from None
+
+    def _with_arguments(self, messages: Sequence[Message]) -> list[Message]:
+        if not self._arguments_as_json:
+            return list(messages)
+        return [with_arguments(message, as_json) for message in messages]
+
+
+def overlaps(
+    first: Sequence[tuple[int, int]], second: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """The characters that are in a span of both."""
+    both = [(max(a, c), min(b, d)) for a, b in first for c, d in second]
+    return sorted((start, stop) for start, stop in both if start < stop)
 
 
 def in_common(first: str, second: str) -> int:
@@ -244,53 +357,18 @@ def in_common(first: str, second: str) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def thought_of(message: Message) -> str:
-    """What the assistant thought before the message, wherever it is written; "" if nothing."""
-    inline = INLINE_THOUGHT.fullmatch(message.get("content") or "")
-    named = (message.get(key) for key in THOUGHT_KEYS)
-    return (inline[2] if inline else "") or next(filter(None, named), "")
-
-
-def words_of(message: Message) -> str:
-    """The message without an inline thought."""
-    content = message.get("content") or ""
-    inline = INLINE_THOUGHT.fullmatch(content)
-    return inline[4] if inline else content
-
-
-def without_thought(message: Message) -> dict[str, Any]:
-    """The message as a template writes it that leaves thoughts out."""
-    kept = {key: value for key, value in message.items() if key not in THOUGHT_KEYS}
-    return kept | {"content": words_of(message)} if kept.get("content") else kept
-
-
-def veil(message: Message) -> dict[str, Any]:
-    """The message with placeholders for its thought, its words and the values of its calls."""
-    veiled = dict(message)
-    inline = INLINE_THOUGHT.fullmatch(message.get("content") or "")
-    if inline:
-        thought = THOUGHT if inline[2] else ""
-        veiled["content"] = inline[1] + thought + inline[3] + (PLACEHOLDER if inline[4] else "")
-    elif message.get("content"):
-        veiled["content"] = PLACEHOLDER
-    veiled |= {key: THOUGHT for key in THOUGHT_KEYS if message.get(key)}
-    if message.get("tool_calls"):
-        veiled["tool_calls"] = [veil_call(call) for call in message["tool_calls"]]
-    return veiled
-
-
-def veil_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = call.get("function", call)
-    arguments = function.get("arguments") or {"x": None}
-    hidden = function | {"arguments": dict.fromkeys(arguments, NUMBER)}
-    return call | {"function": hidden} if "function" in call else hidden
-
-
 def unmappable(message: Message) -> UserError:
     return UserError(
         "The chat template does more with an assistant's message than to insert it, so its "
         f"words can't be told from the template's: {message.get('content')!r:.80}",
         fix="put {% generation %} markers around the message in the chat template",
+    )
+
+
+def calls_left_out() -> UserError:
+    return UserError(
+        "The chat template leaves tool calls out, so they can't be learned.",
+        fix="use a chat template that writes tool calls, or leave such conversations out",
     )
 
 

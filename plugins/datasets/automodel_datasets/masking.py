@@ -8,7 +8,7 @@ from those of the whole where they meet.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 import numpy as np
@@ -30,12 +30,15 @@ class SupervisedText:
         spans: The supervised characters, in order.
         before: Tokens in front of the text, such as BOS.
         after: Supervised tokens behind the text, such as EOS.
+        dropped: How often something of the conversation is not learned because the chat template
+            leaves it out, by what it is.
     """
 
     text: str
     spans: Sequence[Span]
     before: Sequence[int] = ()
     after: Sequence[int] = ()
+    dropped: Mapping[str, int] = attrs.field(factory=dict)
 
 
 @attrs.frozen(eq=False)
