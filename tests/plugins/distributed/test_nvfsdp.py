@@ -28,6 +28,6 @@ def test_without_a_gpu_it_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["tp_size", "cp_size"])
 def test_tensor_and_context_parallelism_are_left_to_fsdp2(name):
-    with pytest.raises(UserError, match="no (tensor|context) parallelism") as refused:
+    with pytest.raises(UserError, match=r"no (tensor|context) parallelism") as refused:
         NvFSDPManager(**{name: 2})
     assert refused.value.argument == name
