@@ -109,9 +109,13 @@ def launch(processes: int, command: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(usable_cores() // processes, 1)))
     signals = Forwarding()
-    with tempfile.TemporaryDirectory() as folder, quiet_launcher(), signals.installed():
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        quiet_launcher(),
+        signals.installed(),
+        cores_shared_by(processes),
+    ):
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -139,6 +143,19 @@ def launch(processes: int, command: Sequence[str]) -> int:
             codes = {each.exitcode for each in error.failures.values()}
             return SAVED_AFTER_SIGNAL if SAVED_AFTER_SIGNAL in codes else exit_code(failure)
     return DONE
+
+
+@contextlib.contextmanager
+def cores_shared_by(processes: int) -> Iterator[None]:
+    """Within it processes are started with their share of the cores, unless the user has said."""
+    if "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    os.environ["OMP_NUM_THREADS"] = str(max(usable_cores() // processes, 1))
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
 
 
 def usable_cores() -> int:
