@@ -11,8 +11,7 @@ others, and to whoever calls the model besides, logits are whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -31,17 +30,12 @@ _left_sharded: ContextVar[bool] = ContextVar("left_sharded", default=False)
 def leaving_logits_sharded(compute: Callable[..., T]) -> Callable[..., T]:
     """`compute`, in which a model's output embeddings may leave their logits sharded."""
 
-    @contextmanager
-    def left() -> Iterator[None]:
+    def run(*inputs: Any, **named: Any) -> T:
         token = _left_sharded.set(True)
         try:
-            yield
+            return compute(*inputs, **named)
         finally:
             _left_sharded.reset(token)
-
-    def run(*inputs: Any, **named: Any) -> T:
-        with left():
-            return compute(*inputs, **named)
 
     return run
 

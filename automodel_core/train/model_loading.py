@@ -22,7 +22,8 @@ from automodel_core.train.sharded.saving import can_save_sharded
 from automodel_core.train.world import World
 
 # What a run says, because memory is planned by it.
-IN_PARTS = "Every rank reads its own part of the model."
+IN_PARTS = "Every rank loads its own part of the model."
+WHOLE_FIRST = "Every rank loads the whole model first, then keeps its part."
 
 
 @attrs.frozen
@@ -55,7 +56,7 @@ def load_model(
         loaded = load_in_parts(config, prepared, checkpoint, console)
         if loaded is not None:
             return loaded
-        console.say("Every rank reads the whole model first, then keeps its part.")
+        console.say(WHOLE_FIRST)
     model = read_whole(config, prepared, checkpoint)
     sharded_saves = can_save_sharded(model)
     adapt(config, prepared, model, checkpoint, console)

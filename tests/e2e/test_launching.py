@@ -87,11 +87,15 @@ def test_a_killed_rank_ends_the_run_and_is_the_one_error(launched):
 
 
 @pytest.mark.slow
-def test_someone_elses_torchrun_restarts_a_run_that_goes_on(tmp_path, config_file, automodel):
-    """Elastic restart: a rank is killed, all are started again and resume."""
+@pytest.mark.parametrize("rank", [0, 1])
+def test_someone_elses_torchrun_restarts_a_run_that_goes_on(rank, tmp_path, config_file, automodel):
+    """Elastic restart: a rank is killed, all are started again and go on as if nothing had been."""
     import psutil
 
-    changes = {"step_scheduler": {"max_steps": 30}, "checkpoint": {"save_every_steps": 5}}
+    steps = {"max_steps": 30, "global_batch_size": 4}
+    changes = {"step_scheduler": steps, "dataloader": {"batch_size": 1, "shuffle": True}}
+    unbroken = automodel(changes, folder="unbroken")
+    changes |= {"checkpoint": {"save_every_steps": 5}}
     place = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     process = subprocess.Popen(
@@ -101,11 +105,12 @@ def test_someone_elses_torchrun_restarts_a_run_that_goes_on(tmp_path, config_fil
     )  # fmt: skip
     run = Started(process, place, b"")
     run.wait_for_step(12)
-    psutil.Process(process.pid).children()[-1].kill()
+    psutil.Process(process.pid).children()[rank].kill()
     done = run.finish()
     assert done.code == 0, done.out
     assert "Going on from" in done.out
     assert [each["step"] for each in done.steps] == list(range(1, 31))
+    assert done.losses == pytest.approx(unbroken.losses, rel=1e-5)
 
 
 @pytest.mark.slow

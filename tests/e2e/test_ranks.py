@@ -131,10 +131,10 @@ def test_two_processes_follow_one(torchrun, alone, layout, kind):
 @pytest.mark.parametrize(
     ("variant", "read"),
     [
-        pytest.param("lora", "Every rank reads its own part of the model."),
-        pytest.param("lora_plus", "Every rank reads its own part", marks=pytest.mark.slow),
-        pytest.param("dora", "Every rank reads the whole model first", marks=pytest.mark.slow),
-        pytest.param("pissa", "Every rank reads the whole model first", marks=pytest.mark.slow),
+        pytest.param("lora", "Every rank loads its own part of the model."),
+        pytest.param("lora_plus", "Every rank loads its own part", marks=pytest.mark.slow),
+        pytest.param("dora", "Every rank loads the whole model first", marks=pytest.mark.slow),
+        pytest.param("pissa", "Every rank loads the whole model first", marks=pytest.mark.slow),
     ],
 )
 def test_adapters_that_do_not_start_from_the_weights_let_ranks_read_their_parts(

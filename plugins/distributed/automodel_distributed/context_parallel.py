@@ -12,7 +12,7 @@ there are ranks, and rank r takes the chunks r and -1 - r: all ranks have the sa
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -35,6 +35,9 @@ ATTENTION = "automodel_shared_sequences"
 # What a model hands through to its attention while sequences are shared. It travels with the call,
 # so that layers which compute again in the backward pass find it too.
 KEYWORD = "shared_sequence"
+
+# Arguments by which models ask for more than causal attention.
+CHANGES_ATTENTION = ("softcap", "sliding_window", "s_aux", "position_bias")
 
 TokenLosses = Callable[[Batch, torch.Tensor], torch.Tensor]
 
@@ -151,11 +154,10 @@ def check_inputs(inputs: Batch) -> None:
     Raises:
         UserError: There is something else.
     """
-    if more := sorted(inputs.keys() - {"input_ids", "position_ids"}) or "position_ids" in inputs:
-        what = ", ".join(more) if isinstance(more, list) else "positions of their own"
+    if more := sorted(inputs.keys() - {"input_ids"}):
         raise UserError(
-            f"Under context parallelism rows hold one sample each, padded on the right; these come "
-            f"with {what}.",
+            "Under context parallelism rows hold one sample each, padded on the right; these come "
+            f"with {', '.join(more)}.",
             fix="write padding_side: right for the collator, or cp_size: 1",
             path=("distributed", "cp_size"),
         )
@@ -216,6 +218,7 @@ def shared_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **named
         )
+    check_attention(module, named)
     shared.calls += 1
     keys, values = _Gathered.apply(torch.stack([key, value]), shared.group).unbind()
     outputs = [
@@ -231,6 +234,25 @@ def shared_attention(
         for queries, (seen, mask) in zip(query.chunk(2, dim=2), shared.masks, strict=True)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def check_attention(module: nn.Module, named: Mapping[str, Any]) -> None:
+    """Refuse what a layer asks of its attention besides being causal.
+
+    Raises:
+        UserError: With its name.
+    """
+    asked = [name for name in CHANGES_ATTENTION if named.get(name) is not None]
+    causal = named.get("is_causal")
+    if not (getattr(module, "is_causal", True) if causal is None else causal):
+        asked.append("is_causal: false")
+    if asked:
+        raise UserError(
+            f"{type(module).__name__} asks for {', '.join(asked)}; ranks share causal attention to "
+            "all positions before.",
+            fix="write cp_size: 1",
+            path=("distributed", "cp_size"),
+        )
 
 
 class _Gathered(torch.autograd.Function):

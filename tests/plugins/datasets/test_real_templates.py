@@ -74,8 +74,6 @@ def test_each_answer_of_a_real_template_is_learned_with_its_end_and_no_header(na
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("glm4moe", "gptoss")])
 def test_markers_around_headers_line_ends_and_a_second_eos_teach_none_of_them(name):
-    if not (TEMPLATES / f"{name}_training.jinja").exists():
-        pytest.skip("no variant with markers")
     runs = learned(family(name, "_training"), turns("13", "Yes, 13."))
     _, middle, last = FAMILIES[name]
     assert [run.replace("<think>\n\n</think>\n\n", "") for run in runs] == [

@@ -15,6 +15,7 @@ from automodel_core.errors import UserError
 from automodel_distributed.context_parallel import (
     KEYWORD,
     SharedSequence,
+    check_attention,
     check_inputs,
     check_model,
     shared_attention,
@@ -143,6 +144,20 @@ def test_models_that_do_more_along_the_sequence_are_refused(model, reason):
     with pytest.raises(UserError, match=reason) as refused:
         check_model(model())
     assert refused.value.argument == "cp_size"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"sliding_window": 8}, "sliding_window"),
+        ({"s_aux": torch.zeros(2)}, "s_aux"),
+        ({"is_causal": False}, "is_causal: false"),
+    ],
+)
+def test_a_layer_that_asks_for_another_attention_is_refused(asked, said):
+    with pytest.raises(UserError, match=said):
+        check_attention(torch.nn.Identity(), asked)
+    check_attention(torch.nn.Identity(), {"sliding_window": None, "is_causal": True})
 
 
 @pytest.mark.parametrize("more", ["attention_mask", "position_ids"])
