@@ -58,8 +58,7 @@ def ours(folder: Path, processes: int, steps: int) -> list[float]:
     run = Path(tempfile.mkdtemp(dir=folder)) / "run"
     torchrun(
         processes, "-m", "automodel_core", "run", str(folder / "config.yaml"), "--quiet",
-        "--allow", "mock_tokens.", f"step_scheduler.max_steps={steps}",
-        f"checkpoint.checkpoint_dir={run}",
+        f"step_scheduler.max_steps={steps}", f"checkpoint.checkpoint_dir={run}",
     )  # fmt: skip
     lines = (run / "training.jsonl").read_text().splitlines()
     return [json.loads(line)["seconds"] for line in lines][WARM_UP:]
@@ -82,7 +81,7 @@ def write_inputs(folder: Path) -> None:
     tokens = {"length": LENGTH, "vocabulary": SHAPE["vocab_size"]}
     config = {
         "model": {"_target_": "causal_lm_from_config", "config": str(folder / "model")},
-        "dataset": {"_target_": "mock_tokens.RandomTokens", **tokens},
+        "dataset": {"_target_": "mock", **tokens},
         "dataloader": {"batch_size": BATCH, "num_workers": 2},
         "step_scheduler": {"max_steps": 10},
         "optimizer": {"_target_": "adamw", "lr": 1e-5, "fused": True},
@@ -99,9 +98,10 @@ def hand_written(folder: Path, steps: int) -> None:
     """One rank of the loop that somebody would write for this model alone."""
     import torch
     import torch.distributed as dist
-    from mock_tokens import RandomTokens
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from automodel_datasets.mock import MockDataset
 
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.cuda.set_device(rank)
@@ -116,7 +116,7 @@ def hand_written(folder: Path, steps: int) -> None:
             fully_shard(layer, mp_policy=policy)
         fully_shard(model, mp_policy=policy, reshard_after_forward=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    data, seconds, cross_entropy = RandomTokens(LENGTH, SHAPE["vocab_size"]), [], None
+    data, seconds, cross_entropy = MockDataset(LENGTH, vocabulary=SHAPE["vocab_size"]), [], None
     rows = [data[index] for index in range(BATCH)]
     ids = torch.tensor([row["input_ids"] for row in rows]).cuda()
     labels = torch.tensor([row["labels"] for row in rows]).cuda()
