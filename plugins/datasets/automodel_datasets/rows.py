@@ -56,7 +56,7 @@ def read_json_lines(path: Path) -> Iterator[RowOrError]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield parsed_row(line, path, number)
+                yield parsed_row(line.rstrip(), path, number)  # an error at its end is in it
 
 
 def read_json(path: Path) -> Iterator[RowOrError]:
