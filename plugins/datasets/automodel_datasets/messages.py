@@ -167,14 +167,13 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         arguments = parse(arguments or "{}", f"the arguments of {function['name']}")
-    if not isinstance(arguments or {}, Mapping) or not is_unicode(
-        json.dumps(arguments, ensure_ascii=False, default=str)
-    ):
+    arguments = {} if arguments is None else arguments
+    text = json.dumps(arguments, ensure_ascii=False, default=str)  # Hub sets may hold dates
+    if not isinstance(arguments, Mapping) or not is_unicode(text):
         raise UserError(f"the arguments of {function['name']} are no object: {arguments!r:.60}.")
-    plain = {"name": function["name"], "arguments": dict(arguments or {})}
-    return (
-        {"type": "function"} | ({"id": call["id"]} if call.get("id") else {}) | {"function": plain}
-    )
+    known = {"id": call["id"]} if call.get("id") else {}
+    named = {"name": function["name"], "arguments": dict(arguments)}
+    return {"type": "function", **known, "function": named}
 
 
 def _tools(value: Any) -> Sequence[Mapping[str, Any]] | None:

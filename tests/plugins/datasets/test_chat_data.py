@@ -18,6 +18,7 @@ from automodel_datasets.rows import Row, read_rows
 from automodel_datasets.text import make_text_dataset
 from automodel_datasets.tokens import make_token_dataset
 from tests.plugins.datasets.styles import STYLES, THOUGHTS_AND_CALLS, Style
+from tests.plugins.datasets.test_real_templates import FAMILIES, family
 
 TOKENIZER = STYLES["chatml"].tokenizer()
 THINKING = Style(THOUGHTS_AND_CALLS, "<|im_end|>").tokenizer()
@@ -144,6 +145,22 @@ def test_the_last_turn_is_all_that_the_assistant_says_after_the_last_question(tm
     assert learned(sample, THINKING).endswith("It is.<|im_end|>")
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_train_on_holds_over_real_templates(tmp_path, name):
+    tokenizer = family(name)
+
+    def runs(talk, **keys):
+        (sample,) = chat(tmp_path, {"messages": talk}, tokenizer=tokenizer, **keys)
+        return sample, learned(sample, tokenizer).split("¦")
+
+    whole, both = runs(TALK)
+    assert len(both) == 2
+    assert runs(TALK, train_on="last_turn")[1] == both[1:]
+    assert runs([TALK[0], said("one", train=False), *TALK[2:]])[1] == both[1:]
+    everything, _ = runs(TALK, train_on="all")
+    assert everything["labels"] == everything["input_ids"] == whole["input_ids"]
+
+
 @pytest.mark.parametrize("mark", [{"train": False}, {"weight": 0}])
 def test_a_message_may_be_left_out(tmp_path, mark):
     talk = [user("first?"), said("one", **mark), user("second?"), said("two")]
@@ -214,6 +231,10 @@ BROKEN = {
     ),
     "arguments of a list": (
         [user(), said(tool_calls=[{"function": {"name": "add", "arguments": [1]}}])],
+        "the arguments of add are no object",
+    ),
+    "arguments of nothing": (
+        [user(), said(tool_calls=[{"function": {"name": "add", "arguments": 0}}])],
         "the arguments of add are no object",
     ),
     "train of a word": ([user(), said(train="no")], "`train` is 'no'"),
