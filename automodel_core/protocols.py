@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from transformers.processing_utils import ProcessorMixin
 
 T = TypeVar("T")
+Options = TypeVar("Options", covariant=True)
 
 # What the engine gives to any target that asks for it by parameter name.
 SUPPLIED: Mapping[str, str] = {
@@ -137,6 +138,17 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+class WithOptions(Protocol[Options]):
+    """What a decorator returns that makes a target of an author's function. The target takes the
+    function's parameters and, by keyword, the fields of the class `Options`.
+
+    A decorator whose return annotation is `WithOptions[SomeClass]` keeps its targets readable from
+    source, so that a YAML file is checked against them without importing anything.
+    """
+
+    def __call__(self, *args: Any, **options: Any) -> Any: ...
 
 
 class Collator(Protocol):

@@ -153,10 +153,30 @@ def _last_parts(names: set[str]) -> set[str]:
 
 def _function_signature(place: Place, node: FunctionStatement) -> Signature | None:
     decorators = _last_parts(_decorators(place, node))
-    if decorators - TRANSPARENT:
-        return None
     is_bound = place.owner is not None and "staticmethod" not in decorators
-    return _parameters(node.args, place.module, skip=1 if is_bound else 0)
+    own = _parameters(node.args, place.module, skip=1 if is_bound else 0)
+    if not decorators - TRANSPARENT:
+        return own
+    options = _options(place.module, node.decorator_list[0]) if len(decorators) == 1 else None
+    if options is None:
+        return None
+    added = (each for each in options.parameters if own.get(each.name) is None)
+    parameters = (*own.parameters, *(attrs.evolve(each, positional=False) for each in added))
+    return attrs.evolve(own, parameters=parameters)
+
+
+def _options(module: Module, decorator: ast.expr) -> Signature | None:
+    """What a decorator adds to a signature: the fields of X if it returns a `WithOptions[X]`."""
+    name = dotted_text(decorator)
+    maker = follow(module, name.split(".")) if name else None
+    returned = maker.node.returns if maker and isinstance(maker.node, FunctionStatement) else None
+    if not isinstance(returned, ast.Subscript):
+        return None
+    container, options = dotted_text(returned.value) or "?", dotted_text(returned.slice)
+    if container.rpartition(".")[2] != "WithOptions" or not options:
+        return None
+    found = follow(maker.module, options.split("."))
+    return read_signature(found) if isinstance(found.node, ast.ClassDef) else None
 
 
 def _parameters(args: ast.arguments, module: Module, skip: int) -> Signature:

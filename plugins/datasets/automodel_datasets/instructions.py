@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from automodel_core.errors import UserError
+from automodel_datasets.building import TokenisedDataset
 from automodel_datasets.question_answer import (
     Example,
-    QuestionAnswerDataset,
     question_answer_dataset,
     write_prompt,
 )
@@ -28,7 +28,7 @@ def make_instruction_dataset(
     limit_dataset_samples: int | None = None,
     max_length: int | None = None,
     model_config: PretrainedConfig | None = None,
-) -> QuestionAnswerDataset:
+) -> TokenisedDataset:
     """Questions and answers from JSONL, JSON, CSV or Parquet files, folders of them, or the Hub.
 
     Samples are formatted and supervised as `make_squad_dataset` does it. Every question and answer

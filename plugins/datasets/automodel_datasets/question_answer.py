@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable
 
 import attrs
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from automodel_core.errors import UserError
-from automodel_core.protocols import Sample
+from automodel_datasets.building import TokenisedDataset, chunks
 from automodel_datasets.chat import ChatTemplate
 from automodel_datasets.masking import SupervisedText, TokenisedText, require_offsets, tokenise
-
-# Rows that the tokenizer gets at once; it works on them with all cores.
-CHUNK = 1000
-
-# transformers writes 1e30 where a tokenizer knows no limit.
-NO_LIMIT = 10**9
+from automodel_datasets.options import longest_input
+from automodel_datasets.writing import own_bos
 
 
 @attrs.frozen
@@ -33,29 +28,12 @@ class Example:
 Format = Callable[[Example], SupervisedText]
 
 
-class QuestionAnswerDataset:
-    """Tokenised examples in the order of their rows.
-
-    Attributes:
-        notes: What was cut or left out.
-    """
-
-    def __init__(self, samples: Sequence[TokenisedText], notes: Sequence[str]) -> None:
-        self.samples, self.notes = samples, notes
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples[index].sample()
-
-
 def question_answer_dataset(
     examples: Iterable[Example],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     model_config: PretrainedConfig | None,
-) -> QuestionAnswerDataset:
+) -> TokenisedDataset:
     """Format and tokenise examples: as a chat if the tokenizer has a chat template, else as text.
 
     Args:
@@ -86,7 +64,7 @@ def question_answer_dataset(
         f"Contexts cut to keep within max_length, {limit} tokens": cut,
         f"Rows left out because even without a context they exceed {limit} tokens": too_long,
     }
-    return QuestionAnswerDataset(samples, [f"{what}: {n}." for what, n in counts.items() if n])
+    return TokenisedDataset(samples, [f"{what}: {n}." for what, n in counts.items() if n])
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase) -> Format:
@@ -119,8 +97,7 @@ def text_format(tokenizer: PreTrainedTokenizerBase) -> Format:
             "so the model couldn't learn where an answer ends.",
             fix="name another tokenizer in a `tokenizer:` section",
         )
-    bos = tokenizer.bos_token_id
-    before = [bos] if bos is not None and bos in tokenizer("")["input_ids"] else []
+    before = own_bos(tokenizer)
 
     def write(example: Example) -> SupervisedText:
         prompt = text_prompt(example.context, example.question)
@@ -168,18 +145,3 @@ def fit(
             return None
         tokens = tokenise(tokenizer, [write(attrs.evolve(example, context=shorter))])[0]
     return tokens
-
-
-def longest_input(
-    tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig | None
-) -> int | None:
-    """Tokens that both tokenizer and model allow; None if neither names a limit."""
-    text_config = model_config.get_text_config() if model_config else None
-    named = (tokenizer.model_max_length, getattr(text_config, "max_position_embeddings", None))
-    return min((limit for limit in named if limit and limit < NO_LIMIT), default=None)
-
-
-def chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    rest = iter(examples)
-    while chunk := list(islice(rest, CHUNK)):
-        yield chunk

@@ -1,7 +1,8 @@
 """Rows of JSONL, JSON, CSV and Parquet files, each with the place it came from.
 
-The text formats are read as they are written: a CSV field is a string, never a guessed number, and
-a row that can't be read is refused with its file and line.
+The text formats are read as they are written: a CSV field is a string, never a guessed number. A
+row that can't be read comes as a UserError that names its file and line, in the row's place:
+whoever reads raises it, or counts it and goes on.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ class Row:
     place: str
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+RowOrError = Row | UserError
+
+
+def read_rows(path: Path) -> Iterator[RowOrError]:
     """The rows of one file, in its order.
 
     Raises:
-        UserError: The format isn't known, or a row is broken.
+        UserError: The format isn't known, or the file as a whole is broken.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -47,15 +51,15 @@ def read_rows(path: Path) -> Iterator[Row]:
     return reader(path)
 
 
-def read_json_lines(path: Path) -> Iterator[Row]:
+def read_json_lines(path: Path) -> Iterator[RowOrError]:
     """One JSON object on each line; empty lines are skipped."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield as_row(parse_json(line, path, number), f"{path}:{number}")
+                yield parsed_row(line.rstrip(), path, number)  # an error at its end is in it
 
 
-def read_json(path: Path) -> Iterator[Row]:
+def read_json(path: Path) -> Iterator[RowOrError]:
     """One JSON list of objects. A `.json` file that doesn't begin with `[` is read line by line."""
     content = path.read_bytes()
     if not content.lstrip().startswith(b"["):
@@ -65,7 +69,7 @@ def read_json(path: Path) -> Iterator[Row]:
         yield as_row(value, f"{path}, item {number}")
 
 
-def read_csv(path: Path) -> Iterator[Row]:
+def read_csv(path: Path) -> Iterator[RowOrError]:
     """A header and rows of strings, comma-separated, as RFC 4180 writes them."""
     with path.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines, strict=True)
@@ -73,10 +77,11 @@ def read_csv(path: Path) -> Iterator[Row]:
             for values in reader:
                 place = f"{path}:{reader.line_num}"
                 if None in values:
-                    raise UserError(f"{place} has more fields than the header.")
-                yield Row(values, place)
-        except UnicodeDecodeError:
-            raise not_utf8(path) from None
+                    yield UserError(f"{place} has more fields than the header.")
+                else:
+                    yield Row(values, place)
+        except UnicodeDecodeError:  # its own place is one of a buffer
+            raise not_utf8(path, path.read_bytes()) from None
         except csv.Error as error:
             raise UserError(f"{path}:{reader.line_num + 1} is not valid CSV: {error}.") from None
 
@@ -92,7 +97,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
         raise UserError(f"{path} is not a valid Parquet file: {error}") from None
 
 
-READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
+READERS: Mapping[str, Callable[[Path], Iterator[RowOrError]]] = {
     ".jsonl": read_json_lines,
     ".json": read_json,
     ".csv": read_csv,
@@ -109,7 +114,7 @@ def parse_json(content: bytes, path: Path, line: int = 1) -> Any:
     try:
         return json.loads(content)
     except UnicodeDecodeError:
-        raise not_utf8(path) from None
+        raise not_utf8(path, content, line) from None
     except json.JSONDecodeError as error:
         bad_line = line + error.lineno - 1
         raise UserError(
@@ -117,27 +122,56 @@ def parse_json(content: bytes, path: Path, line: int = 1) -> Any:
         ) from None
     except RecursionError:
         raise UserError(f"{path}:{line} is JSON nested too deeply to be read.") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{path}:{line} can't be read: {error}.") from None
 
 
-def not_utf8(path: Path) -> UserError:
-    """Names the first line that isn't UTF-8 (a decoder that reads ahead doesn't know it)."""
-    before, _, _ = path.read_bytes().decode(errors="replace").partition("\ufffd")
-    line = before.count("\n") + 1
+def not_utf8(path: Path, content: bytes, first_line: int = 1) -> UserError:
+    """Names the first line of `content`, a part of `path`, that isn't UTF-8."""
+    lines = content.split(b"\n")
+    wrong = (number for number, line in enumerate(lines, first_line) if not is_utf8(line))
+    line = next(wrong, first_line)
     return UserError(f"{path}:{line} is not UTF-8 text.", fix="save the file as UTF-8")
 
 
-def as_row(value: Any, place: str) -> Row:
-    """A JSON object as a row; any other JSON value is refused."""
+def is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def is_unicode(value: Any) -> bool:
+    """Whether it is text that a tokenizer takes: JSON can spell half of a character, "\\ud83d"."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def parsed_row(line: bytes, path: Path, number: int) -> RowOrError:
+    try:
+        return as_row(parse_json(line, path, number), f"{path}:{number}")
+    except UserError as error:
+        return error
+
+
+def as_row(value: Any, place: str) -> RowOrError:
+    """A JSON object as a row; any other JSON value is none."""
     if not isinstance(value, dict):
-        raise UserError(
+        return UserError(
             f"{place} is a JSON {type(value).__name__}, not an object.",
             fix='write each row as {"column": "value", ...}',
         )
     return Row(value, place)
 
 
-def text_of(row: Row, column: str, argument: str | None = None) -> str:
-    """The text in a column, without white space around it; "" for a null.
+def value_of(row: Row, column: str, argument: str | None = None) -> Any:
+    """What a column holds.
 
     Args:
         row: Any row.
@@ -145,7 +179,7 @@ def text_of(row: Row, column: str, argument: str | None = None) -> str:
         argument: The parameter that `column` came from, for errors.
 
     Raises:
-        UserError: There is no such column, or it holds something else than text.
+        UserError: There is no such column; the message has those that there are.
     """
     if column not in row.values:
         raise UserError(
@@ -153,13 +187,44 @@ def text_of(row: Row, column: str, argument: str | None = None) -> str:
             fix=f"its columns are {', '.join(row.values)}",
             argument=argument,
         )
-    value = row.values[column]
-    if value is not None and not isinstance(value, str):
+    return row.values[column]
+
+
+def unstripped_text(row: Row, column: str, argument: str | None = None) -> str:
+    """The text in a column as it is; "" for a null.
+
+    Raises:
+        UserError: There is no such column, or it holds something else than text.
+    """
+    value = value_of(row, column, argument)
+    if value is not None and not is_unicode(value):
         raise UserError(
             f"{row.place}: `{column}` is not text but {type(value).__name__}: {value!r:.60}",
             fix="write it as a string",
         )
-    return (value or "").strip()
+    return value or ""
+
+
+def text_of(row: Row, column: str, argument: str | None = None) -> str:
+    """As unstripped_text, without the white space around it."""
+    return unstripped_text(row, column, argument).strip()
+
+
+def json_of(row: Row, column: str, argument: str | None = None) -> Any:
+    """What a column holds, of any form; text is read as JSON, as a CSV file must write it.
+
+    Raises:
+        UserError: There is no such column, or its text isn't JSON.
+    """
+    value = value_of(row, column, argument)
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{row.place}: `{column}` is not valid JSON ({error}): {value!r:.60}"
+        ) from None
 
 
 def required_text(row: Row, column: str, argument: str | None = None) -> str:

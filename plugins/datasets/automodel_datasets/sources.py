@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -14,10 +15,10 @@ from datasets.data_files import EmptyDatasetError
 
 from automodel_core.errors import UserError
 from automodel_datasets.hub import hub_rows
-from automodel_datasets.rows import READERS, Row, read_rows
+from automodel_datasets.rows import READERS, Row, RowOrError, read_rows
 
 # The rows of one split, from the beginning each time it is called.
-Rows = Callable[[], Iterator[Row]]
+Rows = Callable[[], Iterator[RowOrError]]
 
 # What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` leave in a folder.
 SAVED_DATASET, SAVED_SPLITS = "state.json", "dataset_dict.json"
@@ -31,25 +32,46 @@ def load_rows(
     limit: int | None = None,
     name: str | None = None,
 ) -> Iterator[Row]:
-    """The rows of one split, read as they are asked for.
+    """As load_rows_or_errors; the first broken row is raised."""
+    rows = load_rows_or_errors(location, split, argument=argument, limit=limit, name=name)
+    return map(raised, rows)
+
+
+def raised(row: RowOrError) -> Row:
+    if isinstance(row, UserError):
+        raise row
+    return row
+
+
+def load_rows_or_errors(
+    location: str | Sequence[str],
+    split: str,
+    *,
+    argument: str,
+    limit: int | None = None,
+    limit_argument: str = "limit_dataset_samples",
+    name: str | None = None,
+) -> Iterator[RowOrError]:
+    """The rows of one split, read as they are asked for; an error stands for a broken one.
 
     Args:
-        location: A file, a list of files, a folder, or a dataset on the Hub.
+        location: A file, a list of files, a glob, a folder, or a dataset on the Hub.
         split: A split, or a slice or sum of splits in the notation of `datasets`: `train`,
             `train[:1000]`, `train[10%:20%]`, `train+validation`. Files without a folder are all
             `train`; in a folder the file names tell, by the rules of `datasets`.
         argument: The parameter that `location` came from, for errors.
         limit: Stop after this many rows.
+        limit_argument: The parameter that `limit` came from, for errors.
         name: The configuration of a dataset on the Hub that has several.
 
     Raises:
-        UserError: There is no such source or split, or a row is broken.
+        UserError: There is no such source or split, or a file is broken as a whole.
     """
     if limit is not None and limit < 1:
         raise UserError(
-            f"limit_dataset_samples is {limit}: no row would be left.",
+            f"{limit_argument} is {limit}: no row would be left.",
             fix="write 1 or more, or leave it out",
-            argument="limit_dataset_samples",
+            argument=limit_argument,
         )
     if is_on_disk(location):
         if name is not None:
@@ -70,7 +92,8 @@ def is_on_disk(location: str | Sequence[str]) -> bool:
         return True
     path = Path(location).expanduser()
     looks_local = location.startswith((".", "/", "~")) or location.count("/") > 1
-    return looks_local or path.exists() or path.suffix.lower() in READERS
+    is_file = path.exists() or path.suffix.lower() in READERS
+    return looks_local or is_file or glob.has_magic(location)
 
 
 def local_splits(location: str | Sequence[str], argument: str) -> Mapping[str, Rows]:
@@ -80,17 +103,29 @@ def local_splits(location: str | Sequence[str], argument: str) -> Mapping[str, R
         UserError: Something isn't there, or the folder holds no data.
     """
     listed = [location] if isinstance(location, str) else location
-    paths = [Path(each).expanduser() for each in listed]
-    for path in paths:
-        if not path.exists():
-            raise UserError(
-                f"There is no file or folder {path}.",
-                fix=f"check the path; a relative one starts at {Path.cwd()}",
-                argument=argument,
-            )
+    paths = [path for each in listed for path in matching(each, argument)]
     if len(paths) == 1 and paths[0].is_dir():
         return folder_splits(paths[0], argument)
     return {"train": partial(rows_of_files, paths)}
+
+
+def matching(location: str, argument: str) -> list[Path]:
+    """A file or folder, or what a glob finds, sorted by name.
+
+    Raises:
+        UserError: There is nothing of that name.
+    """
+    path = Path(location).expanduser()
+    if path.exists():
+        return [path]
+    found = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(location) else []
+    if not found:
+        raise UserError(
+            f"There is no file or folder {path}.",
+            fix=f"check the path; a relative one starts at {Path.cwd()}",
+            argument=argument,
+        )
+    return list(map(Path, found))
 
 
 def folder_splits(folder: Path, argument: str) -> Mapping[str, Rows]:
@@ -111,7 +146,7 @@ def folder_splits(folder: Path, argument: str) -> Mapping[str, Rows]:
     return {str(name): partial(rows_of_files, list(map(Path, files[name]))) for name in files}
 
 
-def rows_of_files(paths: Sequence[Path]) -> Iterator[Row]:
+def rows_of_files(paths: Sequence[Path]) -> Iterator[RowOrError]:
     return chain.from_iterable(map(read_rows, paths))
 
 
@@ -120,7 +155,7 @@ def rows_of_saved(rows: datasets.Dataset, folder: Path) -> Iterator[Row]:
         yield Row(values, f"{folder}, row {number}")
 
 
-def sliced(splits: Mapping[str, Rows], split: str) -> Iterator[Row]:
+def sliced(splits: Mapping[str, Rows], split: str) -> Iterator[RowOrError]:
     """The rows that `split` asks for.
 
     Raises:
@@ -142,5 +177,5 @@ def sliced(splits: Mapping[str, Rows], split: str) -> Iterator[Row]:
     return chain.from_iterable(part_of(splits[part.splitname], part) for part in parts)
 
 
-def part_of(rows: Rows, part: Any) -> Iterator[Row]:
+def part_of(rows: Rows, part: Any) -> Iterator[RowOrError]:
     return islice(rows(), part.from_, part.to)

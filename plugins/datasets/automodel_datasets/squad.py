@@ -5,9 +5,9 @@ from __future__ import annotations
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from automodel_core.errors import UserError
+from automodel_datasets.building import TokenisedDataset
 from automodel_datasets.question_answer import (
     Example,
-    QuestionAnswerDataset,
     question_answer_dataset,
     write_prompt,
 )
@@ -22,7 +22,7 @@ def make_squad_dataset(
     limit_dataset_samples: int | None = None,
     max_length: int | None = None,
     model_config: PretrainedConfig | None = None,
-) -> QuestionAnswerDataset:
+) -> TokenisedDataset:
     """SQuAD, or any data with its columns `context`, `question` and `answers`.
 
     With a chat template, context and question are the user's message and the first answer is the

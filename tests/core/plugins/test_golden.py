@@ -11,7 +11,7 @@ REFUSALS = {
     "nothing near": ("completely_else", OPTIMIZER, {}),
     "another kind": ("squad", OPTIMIZER, {}),
     "not there yet": (
-        "nemo_automodel.components.datasets.llm.hellaswag.HellaSwag",
+        "nemo_automodel.components.datasets.vlm.datasets.make_medpix_dataset",
         Slot("datasets"),
         {},
     ),

@@ -1,0 +1,71 @@
+"""A function that yields conversations, texts or tokens becomes a data set.
+
+    @conversations
+    def riddles(path: str): ...
+
+The target takes the function's parameters and the engine's options: `Options`, and for
+conversations `ConversationOptions`. What it names itself and an option's name also means, such as
+`tokenizer`, is given to both.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from automodel_core.protocols import WithOptions
+from automodel_datasets.building import TokenisedDataset, build_dataset
+from automodel_datasets.options import ConversationOptions, Options
+from automodel_datasets.writing import conversation_writer, text_writer, token_writer
+
+# Yields items; any may be wrapped in a `Placed`, and a UserError stands for a row that is broken.
+Author = Callable[..., Iterable[Any]]
+
+
+def conversations(author: Author) -> WithOptions[ConversationOptions]:
+    """For a function that yields lists of messages, or Conversations with their tools."""
+    return _target(author, ConversationOptions, conversation_writer, divisible=False)
+
+
+def texts(author: Author) -> WithOptions[Options]:
+    """For a function that yields strings, learned whole, or Completions. EOS ends each.
+
+    A string that is too long goes on in the next sample; a Completion is left out and counted.
+    """
+    return _target(author, Options, text_writer, divisible=True)
+
+
+def tokens(author: Author) -> WithOptions[Options]:
+    """For a function that yields lists of tokens, or mappings of `input_ids` and `labels`.
+
+    What is too long goes on in the next sample, or is left out and counted if labels mask some.
+    """
+    return _target(author, Options, token_writer, divisible=True)
+
+
+def _target(
+    author: Author,
+    kind: type[Options],
+    writer: Callable[[Any], Callable[[Any], Any]],
+    divisible: bool,
+) -> Callable[..., TokenisedDataset]:
+    own = inspect.signature(author).parameters
+    options = inspect.signature(kind).parameters
+    added = [each for name, each in options.items() if name not in own]
+    # A stable sort: what only keywords reach stands behind what is positional.
+    signature = inspect.Signature(
+        sorted([*own.values(), *added], key=lambda each: each.kind),
+        return_annotation=TokenisedDataset,
+    )
+
+    @functools.wraps(author)
+    def make(*positional: Any, **named: Any) -> TokenisedDataset:
+        given = signature.bind(*positional, **named).arguments
+        chosen = kind(**{name: value for name, value in given.items() if name in options})
+        items = author(**{name: value for name, value in given.items() if name in own})
+        return build_dataset(items, writer(chosen), chosen, divisible)
+
+    make.__signature__ = signature
+    return make
