@@ -10,8 +10,6 @@ from collections.abc import Mapping
 
 # Foreign name -> the kind of target it will be.
 PENDING: Mapping[str, str] = {
-    "nemo_automodel.NeMoAutoModelForImageTextToText.from_pretrained": "models",
-    "nemo_automodel.NeMoAutoModelForImageTextToText.from_config": "models",
     "nemo_automodel.components.datasets.vlm.datasets.make_medpix_dataset": "datasets",
     "nemo_automodel.components.datasets.vlm.datasets.make_rdr_dataset": "datasets",
     "nemo_automodel.components.datasets.vlm.datasets.make_cord_v2_dataset": "datasets",

@@ -177,6 +177,7 @@ def load(
         sharded_saves=loaded.sharded_saves,
         adapter=prepared.adapter,
         tokenizer=prepared.tokenizer,
+        processor=prepared.supplied["processor"],
         objective=Objective.of(
             model,
             loaded.spread,

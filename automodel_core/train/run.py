@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import pluggy
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from automodel_core.config.schema import RunConfig
 from automodel_core.protocols import Adapter, StatefulRNG
@@ -54,6 +54,7 @@ class Run:
     sharded_saves: bool
     adapter: Adapter | None
     tokenizer: PreTrainedTokenizerBase
+    processor: ProcessorMixin | None
     objective: Objective
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler

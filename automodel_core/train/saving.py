@@ -58,7 +58,8 @@ def staged_model(run: Run) -> Callable[[Path], None]:
     """Stage what the model folder will hold; returns the function that writes it."""
     if run.adapter is not None:
         return staged_adapter(run)
-    model, tokenizer, copy = run.model, run.tokenizer, run.writer.background
+    model, copy = run.model, run.writer.background
+    tokenizer = run.processor or run.tokenizer  # a processor saves its tokenizer too
     save_format, together = run.config.checkpoint.model_save_format, run.writer.together
     if run.world.alone or not run.sharded_saves or save_format == "torch_save":
         weights = staged_weights(model, copy=copy, keep=run.world.is_main)
@@ -80,7 +81,7 @@ def staged_adapter(run: Run) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         if run.world.is_main:
             adapter.save(model, folder, state, name, run.manifest["revision"])
-            run.tokenizer.save_pretrained(folder)
+            (run.processor or run.tokenizer).save_pretrained(folder)
 
     return lambda folder: run.writer.together.do(lambda: write(folder))
 

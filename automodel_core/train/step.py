@@ -9,11 +9,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import attrs
 import torch
 from transformers import PreTrainedModel
 
+from automodel_core.errors import UserError
 from automodel_core.protocols import IGNORE_INDEX, Batch, Loss
 from automodel_core.train.head import check_head, split_head
 from automodel_core.train.precision import PrecisionPlan
@@ -67,7 +69,7 @@ def prepare_micro_batch(batch: Batch, device: torch.device, multiple: int = 1) -
     left_out = {"labels", "sample_id"} | (MASKS if is_causal_alone(batch) else set())
     return MicroBatch(
         inputs={
-            name: tensor.to(device, non_blocking=True)
+            name: on_device(tensor, device)
             for name, tensor in batch.items()
             if name not in left_out
         },
@@ -78,6 +80,15 @@ def prepare_micro_batch(batch: Batch, device: torch.device, multiple: int = 1) -
     )
 
 
+def on_device(value: Any, device: torch.device) -> Any:
+    """A tensor, or lists of them such as images of unequal sizes, on the device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, list | tuple):
+        return type(value)(on_device(each, device) for each in value)
+    return value
+
+
 def padded(batch: Batch, multiple: int) -> Batch:
     """Rows made longer on the right; what isn't `[batch, sequence]` stays as it is."""
     shape = batch["labels"].shape
@@ -86,7 +97,7 @@ def padded(batch: Batch, multiple: int) -> Batch:
     longer = {
         name: torch.nn.functional.pad(tensor, more, value=fill.get(name, 0))
         for name, tensor in batch.items()
-        if tensor.shape == shape
+        if isinstance(tensor, torch.Tensor) and tensor.shape == shape
     }
     return batch | longer
 
@@ -120,6 +131,7 @@ class Objective:
         world: The processes that the model is spread over.
         spread: What `ParallelManager.parallelize` returned.
         takes_positions: Whether the model is given `position_ids`.
+        counts_patches: Whether it makes positions of its own for images, by time, height and width.
     """
 
     token_losses: Callable[[Batch, torch.Tensor], torch.Tensor]
@@ -128,6 +140,7 @@ class Objective:
     world: World
     spread: torch.nn.Module
     takes_positions: bool
+    counts_patches: bool
 
     @classmethod
     def of(
@@ -162,7 +175,15 @@ class Objective:
 
         if world.sizes.cp > 1:
             token_losses = world.manager.on_a_part(token_losses, world.mesh)
-        return cls(token_losses, precision, device, world, spread, takes_positions(model))
+        return cls(
+            token_losses,
+            precision,
+            device,
+            world,
+            spread,
+            takes_positions(model),
+            counts_patches(model),
+        )
 
     def prepare(self, batch: Batch) -> MicroBatch:
         """A collated batch as this model takes it."""
@@ -171,7 +192,7 @@ class Objective:
     def loss_sum(self, micro_batch: MicroBatch) -> torch.Tensor:
         """The float32 sum of the token losses, not divided by anything."""
         inputs = dict(micro_batch.inputs)
-        if not self.takes_positions:
+        if not self.takes_positions or (self.counts_patches and has_grid(inputs)):
             inputs.pop("position_ids", None)
         with self.precision.autocast(self.device):
             return self.token_losses(inputs, micro_batch.labels)
@@ -183,6 +204,32 @@ def takes_positions(model: torch.nn.Module) -> bool:
     return "position_ids" in parameters or any(
         parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
     )
+
+
+def counts_patches(model: PreTrainedModel) -> bool:
+    """Whether a model places images in three dimensions, as Qwen2-VL does (M-RoPE, section 2.1 of
+    https://arxiv.org/abs/2409.12191). It finds those positions itself, behind the padding of either
+    side by the attention mask, and only if it is given none."""
+    return any(hasattr(module, "get_rope_index") for module in (model, model.base_model))
+
+
+def has_grid(inputs: Batch) -> bool:
+    """Whether a batch has images or videos for such a model.
+
+    Raises:
+        UserError: It doesn't say which tokens they are, so the model would count all as text.
+    """
+    if "image_grid_thw" not in inputs and "video_grid_thw" not in inputs:
+        return False
+    if "mm_token_type_ids" not in inputs:
+        raise UserError(
+            "The batch has images and no mm_token_type_ids, without which this model would place "
+            "them as if they were text.",
+            fix="let the collator pass on what the processor gives with "
+            "return_mm_token_type_ids=True",
+            path=("dataloader", "collate_fn"),
+        )
+    return True
 
 
 def accumulate_gradients(

@@ -11,14 +11,13 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
 )
 
 from automodel_core.errors import UserError
+from automodel_models.families import Family
 from automodel_models.files import ModelFiles
 from automodel_models.quiet import quiet_transformers
 from automodel_models.remote_code import check_needs_no_code
@@ -34,7 +33,7 @@ NOT_CHANGEABLE = {
 
 
 def read_configuration(
-    files: ModelFiles, changes: dict[str, Any], trusted: bool
+    files: ModelFiles, changes: dict[str, Any], trusted: bool, family: Family
 ) -> PretrainedConfig:
     """The configuration of a model with some of its keys changed.
 
@@ -42,27 +41,28 @@ def read_configuration(
         files: Where it is.
         changes: Keys of the configuration to set otherwise.
         trusted: Whether the model's own Python may run.
+        family: What kind of model it must be of.
 
     Raises:
-        UserError: It can't be read, isn't of a causal language model, or lacks a changed key.
+        UserError: It can't be read, isn't of that kind, or lacks a changed key.
     """
     if files.gguf_file is None:
-        check_raw_configuration(files, trusted)
+        check_raw_configuration(files, trusted, family)
     config = _load(files, {}, trusted)
     check_changes(config, changes)
     if changes:
         config = _load(files, changes, trusted)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not trusted:
+    if type(config) not in family.configurations and not trusted:
         raise UserError(
-            f"{files.name} is a {config.model_type} model, and transformers has no causal language "
-            "model of that type.",
-            fix="write a causal language model",
+            f"{files.name} is a {config.model_type} model, and transformers has no {family.noun} "
+            "of that type.",
+            fix=f"write {article(family.noun)}",
             argument=files.argument,
         )
     return config
 
 
-def check_raw_configuration(files: ModelFiles, trusted: bool) -> None:
+def check_raw_configuration(files: ModelFiles, trusted: bool, family: Family) -> None:
     """Look at config.json as it stands, before transformers does anything with it."""
     path = files.folder / "config.json"
     try:
@@ -90,7 +90,7 @@ def check_raw_configuration(files: ModelFiles, trusted: bool) -> None:
         raise UserError(
             f"{files.name} ({architectures[0]}) fills in masked words; "
             "it doesn't generate text token by token.",
-            fix="write a causal language model",
+            fix=f"write {article(family.noun)}",
             argument=files.argument,
         )
 
@@ -131,14 +131,16 @@ def _load(files: ModelFiles, changes: dict[str, Any], trusted: bool) -> Pretrain
         raise unreadable(files.name, error, files.argument) from None
 
 
-def make_configuration(description: dict[str, Any] | PretrainedConfig) -> PretrainedConfig:
+def make_configuration(
+    description: dict[str, Any] | PretrainedConfig, family: Family
+) -> PretrainedConfig:
     """A configuration from what config.json would have, or one that is made already.
 
     Raises:
-        UserError: No such model type, not a causal language model, or an unknown key.
+        UserError: No such model type, not one of that family, or an unknown key.
     """
     if isinstance(description, PretrainedConfig):
-        _check_causal(type(description), description.model_type)
+        _check_family(type(description), description.model_type, family)
         return description
     if not isinstance(description, dict):
         raise UserError(
@@ -152,10 +154,12 @@ def make_configuration(description: dict[str, Any] | PretrainedConfig) -> Pretra
         close = get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
         raise UserError(
             f"A configuration needs a model_type that transformers knows, not {model_type}.",
-            fix=f"did you mean {close[0]}?" if close else "write model_type: llama, for instance",
+            fix=f"did you mean {close[0]}?"
+            if close
+            else f"write model_type: {family.example}, for instance",
             argument="config",
         )
-    _check_causal(CONFIG_MAPPING[model_type], model_type)
+    _check_family(CONFIG_MAPPING[model_type], model_type, family)
     for key in rest:
         _check_key(CONFIG_MAPPING[model_type](), key, "config")
     try:
@@ -165,16 +169,23 @@ def make_configuration(description: dict[str, Any] | PretrainedConfig) -> Pretra
         raise unreadable(f"The {model_type} configuration", error, "config") from None
 
 
-def _check_causal(config_class: type[PretrainedConfig], model_type: str) -> None:
-    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
+def _check_family(config_class: type[PretrainedConfig], model_type: str, family: Family) -> None:
+    if config_class not in family.configurations:
         raise UserError(
-            f"transformers has no causal language model of type {model_type}.",
-            fix="write one that has, such as model_type: llama",
+            f"transformers has no {family.noun} of type {model_type}.",
+            fix=f"write one that has, such as model_type: {family.example}",
             argument="config",
         )
 
 
-def empty_model(config: PretrainedConfig, attention: str | None, trusted: bool) -> PreTrainedModel:
+def article(noun: str) -> str:
+    """The noun behind its indefinite article."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def empty_model(
+    config: PretrainedConfig, attention: str | None, trusted: bool, family: Family
+) -> PreTrainedModel:
     """The model of a configuration without weights, on the meta device; tied ones are tied.
 
     Raises:
@@ -182,7 +193,7 @@ def empty_model(config: PretrainedConfig, attention: str | None, trusted: bool) 
     """
     try:
         with quiet_transformers(), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
+            return family.auto_class.from_config(
                 config, attn_implementation=attention, trust_remote_code=trusted
             )
     except (ImportError, *UNREADABLE) as error:
@@ -193,13 +204,16 @@ def empty_model(config: PretrainedConfig, attention: str | None, trusted: bool) 
         ) from None
 
 
-def count_parameters(config: PretrainedConfig, attention: str | None, trusted: bool) -> int:
+def count_parameters(
+    config: PretrainedConfig, attention: str | None, trusted: bool, family: Family
+) -> int:
     """How many parameters the model of a configuration has, tied ones counted once.
 
     Raises:
         UserError: As `empty_model`.
     """
-    return sum(each.numel() for each in empty_model(config, attention, trusted).parameters())
+    model = empty_model(config, attention, trusted, family)
+    return sum(each.numel() for each in model.parameters())
 
 
 def unreadable(what: str, error: Exception, argument: str | None) -> UserError:

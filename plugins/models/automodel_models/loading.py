@@ -11,17 +11,19 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import (
-    AutoModelForCausalLM,
+    AutoProcessor,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from automodel_core.errors import UserError
 from automodel_core.train.model_files import check_fit
+from automodel_models.families import Family
 from automodel_models.generation_config import make_savable
 from automodel_models.quiet import quiet_transformers
 from automodel_models.remote_code import HOW_TO_TRUST
@@ -61,6 +63,27 @@ def read_tokenizer(
         ) from None
 
 
+def read_processor(folder: Path, name: str, trusted: bool, argument: str) -> ProcessorMixin:
+    """The processor in a model's folder: tokenizer, image processor and chat template in one. The
+    image processors work on Pillow and NumPy where torchvision isn't installed.
+
+    Raises:
+        UserError: There is none, or it lacks a package.
+    """
+    elsewhere = "name another in a processor: section, with pretrained_model_name_or_path"
+    try:
+        with quiet_transformers():
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trusted)
+    except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"The processor of {name} can't be read: {said[:300]}", fix=elsewhere, argument=argument
+        ) from None
+    if not isinstance(processor, ProcessorMixin):  # transformers falls back to a bare tokenizer
+        raise UserError(f"{name} has no processor.", fix=elsewhere, argument=argument)
+    return processor
+
+
 def read_model(
     folder: Path,
     *,
@@ -70,6 +93,7 @@ def read_model(
     dtype: torch.dtype,
     attention: str | None,
     trusted: bool,
+    family: Family,
 ) -> PreTrainedModel:
     """All weights, as `dtype`, on the CPU; those of a GGUF are dequantized.
 
@@ -88,7 +112,7 @@ def read_model(
         options["config"] = config
     try:
         with quiet_transformers():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = family.auto_class.from_pretrained(
                 folder,
                 dtype=dtype,
                 attn_implementation=attention,

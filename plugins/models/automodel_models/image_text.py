@@ -1,0 +1,97 @@
+"""Models that read images and text and write text: targets of the YAML's `model:` section."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers import PretrainedConfig
+
+from automodel_models.families import IMAGE_TEXT
+from automodel_models.source import UnreadModel, drawn_model, stored_model
+
+
+def from_pretrained(
+    pretrained_model_name_or_path: str,
+    torch_dtype: str = "auto",
+    attn_implementation: str | None = None,
+    use_liger_kernel: Literal[False] = False,
+    use_sdpa_patching: Literal[False] = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    resize_embeddings: bool = False,
+    hf_kwargs: dict[str, Any] | None = None,
+) -> UnreadModel:
+    """An image-text-to-text model with its weights and processor, from the Hub or a folder.
+
+    Args:
+        pretrained_model_name_or_path: Hub repository or folder.
+        torch_dtype: `bfloat16`, `float16`, `float32` or `auto`, with or without `torch.`.
+        attn_implementation: `sdpa`, `eager`, `flash_attention_2` ...; transformers chooses if left
+            out.
+        use_liger_kernel: Not available yet.
+        use_sdpa_patching: Not available yet.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Run the Python that comes with the model; the command line must agree.
+        resize_embeddings: Add rows for tokens that the tokenizer has and the model doesn't.
+        hf_kwargs: Keys of the model's configuration to set otherwise.
+
+    Raises:
+        UserError: There is no such model, it can't be reached or trained, or an option doesn't fit.
+    """
+    return stored_model(
+        IMAGE_TEXT,
+        pretrained_model_name_or_path,
+        gguf_file=None,
+        torch_dtype=torch_dtype,
+        attn_implementation=attn_implementation,
+        use_liger_kernel=use_liger_kernel,
+        use_sdpa_patching=use_sdpa_patching,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        resize_embeddings=resize_embeddings,
+        hf_kwargs=hf_kwargs,
+    )
+
+
+def from_config(
+    config: str | dict[str, Any] | PretrainedConfig,
+    torch_dtype: str = "auto",
+    attn_implementation: str | None = None,
+    use_liger_kernel: Literal[False] = False,
+    use_sdpa_patching: Literal[False] = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    resize_embeddings: bool = False,
+    hf_kwargs: dict[str, Any] | None = None,
+) -> UnreadModel:
+    """An image-text-to-text model with random weights, drawn from the run's seed.
+
+    Args:
+        config: Hub repository, folder or config.json, whose tokenizer and processor are then the
+            model's; a mapping with `model_type` and whatever differs from that type's defaults; or
+            a transformers configuration (`_target_: transformers.Gemma3Config`).
+        torch_dtype: `bfloat16`, `float16`, `float32` or `auto`, with or without `torch.`.
+        attn_implementation: `sdpa`, `eager`, `flash_attention_2` ...; transformers chooses if left
+            out.
+        use_liger_kernel: Not available yet.
+        use_sdpa_patching: Not available yet.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Run the Python that comes with the model; the command line must agree.
+        resize_embeddings: Add rows for tokens that the tokenizer has and the model doesn't.
+        hf_kwargs: Keys of the configuration to set otherwise.
+
+    Raises:
+        UserError: There is no such configuration, or it isn't of an image-text-to-text model.
+    """
+    return drawn_model(
+        IMAGE_TEXT,
+        config,
+        torch_dtype=torch_dtype,
+        attn_implementation=attn_implementation,
+        use_liger_kernel=use_liger_kernel,
+        use_sdpa_patching=use_sdpa_patching,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        resize_embeddings=resize_embeddings,
+        hf_kwargs=hf_kwargs,
+    )
