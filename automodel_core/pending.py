@@ -13,8 +13,4 @@ PENDING: Mapping[str, str] = {
     "nemo_automodel.NeMoAutoModelForImageTextToText.from_pretrained": "models",
     "nemo_automodel.NeMoAutoModelForImageTextToText.from_config": "models",
     "nemo_automodel.components.datasets.llm.hellaswag.HellaSwag": "datasets",
-    "nemo_automodel.components.datasets.vlm.datasets.make_medpix_dataset": "datasets",
-    "nemo_automodel.components.datasets.vlm.datasets.make_rdr_dataset": "datasets",
-    "nemo_automodel.components.datasets.vlm.datasets.make_cord_v2_dataset": "datasets",
-    "nemo_automodel.components.datasets.vlm.collate_fns.default_collate_fn": "collators",
 }
