@@ -10,8 +10,9 @@ from transformers import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from automodel_core.errors import UserError
-from automodel_datasets.chat import GENERATION_MARKER, PLACEHOLDER, end_of_turn, refused
+from automodel_datasets.chat import GENERATION_MARKER, end_of_turn, refused
 from automodel_datasets.masking import Span, SupervisedText
+from automodel_datasets.veiling import PLACEHOLDER
 
 Message = Mapping[str, Any]
 

@@ -153,7 +153,7 @@ def test_a_name_of_another_kind_says_so(check):
     ("name", "kind"),
     [
         ("nemo_automodel.NeMoAutoModelForImageTextToText.from_pretrained", "models"),
-        ("nemo_automodel.components.datasets.vlm.datasets.make_cord_v2_dataset", "datasets"),
+        ("nemo_automodel.components.datasets.llm.hellaswag.HellaSwag", "datasets"),
     ],
 )
 def test_names_that_are_known_and_not_there_yet(check, name, kind):
