@@ -7,9 +7,12 @@ leaves this behind:
     model/            configuration, tokenizer and processor of a LLaVA of about half a million
                       parameters; no weights, for it is trained from nothing
     images/           drawings of 64 x 64 pixels, and one that is blank
-    train.jsonl       {"messages": [...]} on each line, each with an image and one or more questions
-    test.jsonl        about other images, one question each
+    train.jsonl       {"messages": [...]} on each line: a question about an image, and its answer
+    test.jsonl        about other images
     train_blank.jsonl, test_blank.jsonl  the same, with the blank image everywhere
+
+Only questions after a color or a shape are kept: two thirds of all, most of them of yes and no, are
+answered right by who knows the question's usual answer and has never seen an image.
 
 Questions and images come from the package easy-vqa by Victor Zhou (MIT).
 """
@@ -22,7 +25,6 @@ import json
 import os
 import random
 import shutil
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,9 @@ Question = tuple[str, str, int]
 
 
 def questions(data: Path, split: str) -> list[Question]:
-    return [tuple(each) for each in json.loads((data / split / "questions.json").read_text())]
+    """What is asked about a split's images, but for yes and no."""
+    asked = json.loads((data / split / "questions.json").read_text())
+    return [tuple(each) for each in asked if each[1] not in ("yes", "no")]
 
 
 def prepare_model(folder: Path, texts: Iterable[str]) -> None:
@@ -124,14 +128,12 @@ def configuration(tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> LlavaC
     )
 
 
-def conversation(asked: list[Question], image: str) -> dict[str, Any]:
-    """All questions about one image, one after another."""
-    messages: list[dict[str, Any]] = []
-    for number, (question, answer, _) in enumerate(asked):
-        shown = [{"type": "image", "image": image}] if number == 0 else []
-        user = [*shown, {"type": "text", "text": question}]
-        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
-    return {"messages": messages}
+def conversation(question: str, answer: str, image: str) -> dict[str, Any]:
+    """A question about an image, and its answer."""
+    asked = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+    return {
+        "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    }
 
 
 def prepare_data(data: Path, out: Path) -> dict[str, int]:
@@ -140,20 +142,16 @@ def prepare_data(data: Path, out: Path) -> dict[str, int]:
     for split in ("train", "test"):
         shutil.copytree(data / split / "images", images / split, dirs_exist_ok=True)
     Image.new("RGB", (PIXELS, PIXELS), "white").save(images / "blank.png")
-    by_image: dict[int, list[Question]] = defaultdict(list)
-    for each in questions(data, "train"):
-        by_image[each[2]].append(each)
-    rng = random.Random(0)
-    for asked in by_image.values():
-        rng.shuffle(asked)
-    tested = rng.sample(questions(data, "test"), TEST_QUESTIONS)
-    splits = {"train": list(by_image.values()), "test": [[each] for each in tested]}
-    for split, groups in splits.items():
-        seen = [conversation(group, f"images/{split}/{group[0][2]}.png") for group in groups]
-        blank = [conversation(group, "images/blank.png") for group in groups]
+    splits = {
+        "train": questions(data, "train"),
+        "test": random.Random(0).sample(questions(data, "test"), TEST_QUESTIONS),
+    }
+    for split, rows in splits.items():
+        seen = [conversation(q, a, f"images/{split}/{number}.png") for q, a, number in rows]
+        blank = [conversation(q, a, "images/blank.png") for q, a, _ in rows]
         write_jsonl(out / f"{split}.jsonl", seen)
         write_jsonl(out / f"{split}_blank.jsonl", blank)
-    return {split: len(groups) for split, groups in splits.items()}
+    return {split: len(rows) for split, rows in splits.items()}
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -186,7 +184,9 @@ def main(arguments: list[str] | None = None) -> None:
     prepare_model(out / "model", (text for each in known for text in each[:2]))
     sizes = prepare_data(data, out)
     print(f"model  {out / 'model'}: a configuration, without weights")
-    print(f"data   {out}: {sizes['train']} images to train on, {sizes['test']} questions to test")
+    print(
+        f"data   {out}: {sizes['train']} questions to train on, {sizes['test']} questions to test"
+    )
     print("Licence: easy-vqa MIT (Victor Zhou).")
 
 

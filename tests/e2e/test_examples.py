@@ -51,7 +51,7 @@ def vision_stand_ins(folder: Path) -> list[str]:
     spec.loader.exec_module(prepare)
     prepare.prepare_model(folder / "model", ["what color is it?", "red"])
     Image.new("RGB", (64, 64), "red").save(folder / "red.png")
-    row = prepare.conversation([("what color is it?", "red", 0)], "red.png")
+    row = prepare.conversation("what color is it?", "red", "red.png")
     prepare.write_jsonl(folder / "images.jsonl", [row] * 40)
     return [
         f"model.config={folder / 'model'}",
