@@ -130,6 +130,10 @@ class Dataset(Protocol):
     An optional attribute `notes: Sequence[str]` holds lines to print once at the start, such as how
     many rows were dropped and why.
 
+    An optional method `identity(index: int) -> bytes` says what tells a sample from others. A set
+    whose samples have no `input_ids` and `labels` yet, because its collator makes them, must have
+    it: a checkpoint remembers by it what it was trained on.
+
     The target that makes it may have an attribute `write_prompt: Callable[[str], str]`: from what a
     user types to the text that stands before the answer in its samples, where the tokenizer has no
     chat template. `automodel chat` and `automodel generate` ask as training did by it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import attrs
 
 from automodel_core.errors import UserError
-from automodel_core.pending import PENDING
 from automodel_core.places import Place, follow, locate, split
 from automodel_core.records import Record, a_kind
 from automodel_core.registry import Registry, refusal, source_checked
@@ -58,8 +57,6 @@ def resolve(name: str, kind: str | None, registry: Registry, trust: Trust) -> Re
         if alias.state != "ok":
             raise refusal(alias)
         return _registered(_of_kind(registry.by_value[alias.dotted], kind, name, registry))
-    if name in PENDING:
-        raise UserError(f"`{name}` isn't available yet.")
     is_announced = any(name in each.spellings for each in registry.targets())
     if "." in name and not is_announced:
         raise _not_trusted(name, kind, registry, trust)
@@ -91,7 +88,7 @@ def _not_trusted(name: str, kind: str | None, registry: Registry, trust: Trust) 
         )
     error = trust.refusal(name)
     # A slip of the pen is likelier than the wish for something unknown.
-    near = did_you_mean(name, [*registry.aliases, *PENDING], cutoff=0.75)
+    near = did_you_mean(name, registry.aliases, cutoff=0.75)
     error.fix = near or _relatives(name, kind, registry) or error.fix
     return error
 

@@ -1,9 +1,11 @@
 """Every YAML in examples/ validates, and runs two steps on the CPU with a tiny stand-in model."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from automodel_core.cli import main
 
@@ -19,6 +21,8 @@ def stand_ins(tmp_path, tiny_model, squad_folder):
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
 
     def overrides(text: str) -> list[str]:
+        if "image_conversations" in text:
+            return vision_stand_ins(tmp_path)
         key, data = (
             ("path_or_dataset_id", rows)
             if "path_or_dataset_id" in text
@@ -37,6 +41,26 @@ def stand_ins(tmp_path, tiny_model, squad_folder):
         ]
 
     return overrides
+
+
+def vision_stand_ins(folder: Path) -> list[str]:
+    """The overrides for the example that sees; its model is tiny already."""
+    script = Path("examples/vlm_quickstart/prepare.py")
+    spec = importlib.util.spec_from_file_location("vlm_quickstart_prepare", script)
+    prepare = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(prepare)
+    prepare.prepare_model(folder / "model", ["what color is it?", "red"])
+    Image.new("RGB", (64, 64), "red").save(folder / "red.png")
+    row = prepare.conversation("what color is it?", "red", "red.png")
+    prepare.write_jsonl(folder / "images.jsonl", [row] * 40)
+    return [
+        f"model.config={folder / 'model'}",
+        f"dataset.path_or_dataset={folder / 'images.jsonl'}",
+        f"checkpoint.checkpoint_dir={folder / 'run'}",
+        "step_scheduler.max_steps=2",
+        "lr_scheduler.warmup_steps=1",
+        "dataloader.num_workers=0",
+    ]
 
 
 def test_there_are_examples():

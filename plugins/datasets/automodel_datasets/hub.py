@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetNotFoundError
+from datasets.features.features import require_decoding
 
 from automodel_core.errors import UserError
 from automodel_datasets.rows import Row
@@ -36,8 +38,16 @@ def hub_rows(repository: str, split: str, *, argument: str, name: str | None) ->
 
 
 def numbered(rows: datasets.Dataset, source: str) -> Iterator[Row]:
-    for number, values in enumerate(rows, start=1):
+    for number, values in enumerate(undecoded(rows), start=1):
         yield Row(values, f"{source}, row {number}")
+
+
+def undecoded(rows: datasets.Dataset) -> Iterable[Mapping[str, Any]]:
+    """Rows whose images stay the bytes that they are stored as, to be decoded when needed."""
+    if not any(map(require_decoding, rows.features.values())):
+        return rows
+    tables = rows.with_format("arrow").iter(batch_size=100)
+    return (row for table in tables for row in table.to_pylist())
 
 
 def not_found(repository: str, message: str, argument: str) -> UserError:

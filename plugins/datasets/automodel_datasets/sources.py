@@ -14,7 +14,7 @@ import datasets
 from datasets.data_files import EmptyDatasetError
 
 from automodel_core.errors import UserError
-from automodel_datasets.hub import hub_rows
+from automodel_datasets.hub import hub_rows, numbered
 from automodel_datasets.rows import READERS, Row, RowOrError, read_rows
 
 # The rows of one split, from the beginning each time it is called.
@@ -133,7 +133,7 @@ def folder_splits(folder: Path, argument: str) -> Mapping[str, Rows]:
     if (folder / SAVED_DATASET).is_file() or (folder / SAVED_SPLITS).is_file():
         saved = datasets.load_from_disk(str(folder))
         splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-        return {name: partial(rows_of_saved, rows, folder) for name, rows in splits.items()}
+        return {name: partial(numbered, rows, str(folder)) for name, rows in splits.items()}
     try:
         builder = datasets.load_dataset_builder(str(folder))
     except (EmptyDatasetError, datasets.exceptions.DataFilesNotFoundError):
@@ -148,11 +148,6 @@ def folder_splits(folder: Path, argument: str) -> Mapping[str, Rows]:
 
 def rows_of_files(paths: Sequence[Path]) -> Iterator[RowOrError]:
     return chain.from_iterable(map(read_rows, paths))
-
-
-def rows_of_saved(rows: datasets.Dataset, folder: Path) -> Iterator[Row]:
-    for number, values in enumerate(rows, start=1):
-        yield Row(values, f"{folder}, row {number}")
 
 
 def sliced(splits: Mapping[str, Rows], split: str) -> Iterator[RowOrError]:

@@ -18,21 +18,12 @@ WITHOUT_MODEL = (
 
 FREEZE = "`freeze_config` isn't available yet."
 SLURM = "`slurm` isn't available yet."
-VLM = "`nemo_automodel.NeMoAutoModelForImageTextToText.from_pretrained` isn't available yet."
-MEDPIX = (
-    "`nemo_automodel.components.datasets.vlm.datasets.make_medpix_dataset` isn't available yet."
-)
-VLM_COLLATE = (
-    "`nemo_automodel.components.datasets.vlm.collate_fns.default_collate_fn` isn't available yet."
-)
 
 # What the reference itself calls wrong, and a block that only shows a pattern.
 WRONG_EXAMPLES = ("missing_target_wrong", "invalid_target_wrong", "target_pattern")
 
 # Blocks with a target that isn't there yet, whose keys nothing can be compared with.
-NO_SIGNATURE = (
-    "model_vlm", "dataset_vlm", "distributed_nvfsdp", "dataloader", "complete_vlm_freezing",
-)  # fmt: skip
+NO_SIGNATURE = ("distributed_nvfsdp",)
 
 # Block -> the line and message of each refusal. A block that isn't here has no problem.
 REFUSED = {
@@ -40,14 +31,11 @@ REFUSED = {
         (5, "`use_liger_kernel` can't be true."),
         (6, "`use_sdpa_patching` can't be true."),
     ],
-    "model_vlm": [(2, VLM)],
-    "dataset_vlm": [(2, MEDPIX), (7, MEDPIX)],
-    "dataloader": [(13, VLM_COLLATE)],
     "freeze_config": [(1, FREEZE)],
     "peft": [(15, "`use_triton` can't be true.")],
     "slurm": [(1, SLURM)],
     "environment_variables": [(4, SLURM)],
-    "complete_vlm_freezing": [(6, VLM), (10, FREEZE), (15, MEDPIX), (22, VLM_COLLATE)],
+    "complete_vlm_freezing": [(10, FREEZE)],
     # What the reference itself calls wrong, and a block that only shows a pattern.
     "target_pattern": [(1, "There is no key `component`.")],
     "missing_target_wrong": [(1, "`model` needs a `_target_`.")],

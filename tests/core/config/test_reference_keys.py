@@ -10,11 +10,9 @@ from automodel_core.config.reading import Reader, compose
 from tests.core.config.test_reference import (
     BLOCKS,
     FREEZE,
-    MEDPIX,
     REFERENCE,
     REFUSED,
     SLURM,
-    VLM_COLLATE,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -32,6 +30,11 @@ WAITS = f"{KEYS}::test_dist_env_in_one_process_says_that_it_waits"
 SENT = f"{WANDB}::test_project_entity_name_group_tags_and_save_dir"
 ADAPTERS = "tests/e2e/test_adapters.py"
 PEFT = f"{ADAPTERS}::test_the_references_peft_keys_are_honoured"
+IMAGES = "tests/plugins/datasets/test_image_sets.py"
+MARKER = (
+    "tests/plugins/datasets/test_image_collate.py::"
+    "test_answers_and_their_ends_are_learned_and_nothing_else"
+)
 PATTERN = "There is no key `component`."
 
 # Key -> a test, as file::function; or the message of a refusal.
@@ -63,12 +66,12 @@ EFFECTS = {
     "peft.use_triton": f"{ADAPTERS}::test_use_triton_true_is_refused_with_the_override",
     "dataset._target_": NAMES,
     "dataset.dataset_name": f"{KEYS}::test_dataset_split",
-    "dataset.path_or_dataset": MEDPIX,
+    "dataset.path_or_dataset": f"{IMAGES}::test_medpix_is_read_from_what_datasets_saved",
     "dataset.split": f"{KEYS}::test_dataset_split",
     "dataset.limit_dataset_samples": f"{KEYS}::test_dataset_limit_dataset_samples",
     "validation_dataset._target_": VALIDATION,
     "validation_dataset.dataset_name": VALIDATION,
-    "validation_dataset.path_or_dataset": MEDPIX,
+    "validation_dataset.path_or_dataset": f"{IMAGES}::test_medpix_is_read_from_what_datasets_saved",
     "validation_dataset.split": VALIDATION,
     "validation_dataset.limit_dataset_samples": VALIDATION,
     "dataloader._target_": f"{KEYS}::test_dataloader_target_and_pin_memory",
@@ -78,11 +81,11 @@ EFFECTS = {
     "dataloader.pin_memory": f"{KEYS}::test_dataloader_target_and_pin_memory",
     "dataloader.collate_fn": f"{KEYS}::test_dataloader_collate_fn",
     "dataloader.collate_fn._target_": f"{KEYS}::test_dataloader_collate_fn",
-    "dataloader.collate_fn.start_of_response_token": VLM_COLLATE,
+    "dataloader.collate_fn.start_of_response_token": MARKER,
     "validation_dataloader._target_": VALIDATION_LOADER,
     "validation_dataloader.batch_size": VALIDATION_LOADER,
     "validation_dataloader.collate_fn._target_": VALIDATION_LOADER,
-    "validation_dataloader.collate_fn.start_of_response_token": VLM_COLLATE,
+    "validation_dataloader.collate_fn.start_of_response_token": MARKER,
     "optimizer._target_": f"{KEYS}::test_optimizer_target",
     "optimizer.lr": LR,
     "optimizer.weight_decay": ADAM,

@@ -10,11 +10,6 @@ REFUSALS = {
     "unknown name": ("adamww", OPTIMIZER, {}),
     "nothing near": ("completely_else", OPTIMIZER, {}),
     "another kind": ("squad", OPTIMIZER, {}),
-    "not there yet": (
-        "nemo_automodel.components.datasets.vlm.datasets.make_medpix_dataset",
-        Slot("datasets"),
-        {},
-    ),
     "slip in a foreign name": ("nemo_automodel.components.training.rng.RNG", Slot("rng"), {}),
     "not trusted": ("my_package.Lion", OPTIMIZER, {}),
     "not what it seems": ("torch.optim.adam.Tensor", OPTIMIZER, {}),

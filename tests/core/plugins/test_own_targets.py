@@ -6,7 +6,6 @@ from automodel_core.arguments import engine_given
 from automodel_core.cli.show import place_of
 from automodel_core.discovery import CORE
 from automodel_core.docstrings import summary
-from automodel_core.pending import PENDING
 from automodel_core.places import locate
 from automodel_core.protocols import SUPPLIED
 from automodel_core.records import KINDS
@@ -53,8 +52,3 @@ def test_it_is_documented(record):
     known = {*engine_given(signature, slot), *SUPPLIED}
     silent = [p.name for p in signature.parameters if p.name not in known and not p.doc]
     assert not silent, "what a YAML file may set is described under Args"
-
-
-def test_a_name_that_is_there_is_not_pending():
-    assert not PENDING.keys() & REGISTRY.aliases.keys()
-    assert set(PENDING.values()) <= set(KINDS)

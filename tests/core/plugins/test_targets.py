@@ -149,18 +149,6 @@ def test_a_name_of_another_kind_says_so(check):
     assert finding.message == "`masked_ce` is a loss, not an optimizer."
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("nemo_automodel.NeMoAutoModelForImageTextToText.from_pretrained", "models"),
-        ("nemo_automodel.components.datasets.vlm.datasets.make_cord_v2_dataset", "datasets"),
-    ],
-)
-def test_names_that_are_known_and_not_there_yet(check, name, kind):
-    (finding,) = check(name, Slot(kind))
-    assert finding.message == f"`{name}` isn't available yet."
-
-
 def test_a_slip_in_a_foreign_name_finds_the_alias(check):
     (finding,) = check("nemo_automodel.components.training.rng.StatfulRNG")
     assert finding.hint == "did you mean `nemo_automodel.components.training.rng.StatefulRNG`?"
