@@ -270,11 +270,22 @@ class GuardSettings:
 class FreezeConfig:
     """Which parts of the model keep their weights."""
 
-    freeze_embeddings: bool = key("Freeze the input embeddings.", default=False)
-    freeze_vision_tower: bool = key("Freeze the vision tower.", default=False)
-    freeze_language_model: bool = key("Freeze the language model.", default=False)
-    freeze_audio_tower: bool = key("Freeze the audio tower.", default=False)
-    freeze_projector: bool = key("Freeze the multimodal projector.", default=False)
+    freeze_embeddings: bool = key(
+        "Freeze the embeddings of the language model, and what shares them.", default=False
+    )
+    freeze_vision_tower: bool = key(
+        "Freeze the vision tower, without its projector.", default=False
+    )
+    freeze_language_model: bool = key(
+        "Freeze the language model, its embeddings included.", default=False
+    )
+    freeze_audio_tower: bool = key(
+        "Freeze the audio tower.",
+        default=False,
+    )
+    freeze_projector: bool = key(
+        "Freeze what lies between the towers and the language model.", default=False
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -412,7 +423,6 @@ class RunConfig:
     freeze_config: FreezeConfig | None = key(
         "Parts of the model that do not train.",
         default=None,
-        pending="freezing; leave the section out",
     )
     packed_sequence: PackedSequence | None = key("Sequence packing.", default=None)
     wandb: Wandb | None = key("Log to Weights & Biases.", default=None)

@@ -14,6 +14,7 @@ from automodel_core.protocols import Adapter
 from automodel_core.targets import at
 from automodel_core.train.checkpoint import damaged
 from automodel_core.train.console import Console
+from automodel_core.train.freezing import freeze
 from automodel_core.train.prepare import Prepared
 from automodel_core.train.rng import seed_everything
 from automodel_core.train.sharded.deferred import DeferredInit
@@ -89,7 +90,9 @@ def adapt(
     checkpoint: Path | None,
     console: Console,
 ) -> None:
-    """Add the adapter, if the run has one, and give it the checkpoint's values."""
+    """Freeze parts, add the adapter, if the run has one, and give it the checkpoint's values."""
+    for line in freeze(model, config.freeze_config):
+        console.say(line)
     adapter = prepared.adapter
     if adapter is None:
         return
@@ -163,6 +166,7 @@ def draw_in_parts(config: RunConfig, prepared: Prepared, console: Console) -> Lo
         return None
     console.say(IN_PARTS)
     sharded_saves, unsharded = can_save_sharded(model), init.tensors(model)
+    adapt(config, prepared, model, None, console)
     with at(config.distributed.path):
         spread = world.manager.parallelize(model, world.mesh, precision)
     init.draw(model, unsharded, where_parameters_are(prepared))

@@ -18,6 +18,7 @@ from automodel_core.targets import at
 from automodel_core.train.console import Console
 from automodel_core.train.context import RunContext
 from automodel_core.train.data import TrainingData, ValidationData
+from automodel_core.train.freezing import freeze
 from automodel_core.train.generation import Question, questions_from
 from automodel_core.train.loggers import Loggers, build_loggers
 from automodel_core.train.one_process import OneProcess
@@ -71,6 +72,8 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
                 path=("checkpoint", "model_save_format"),
             )
         adapter = context.targets.build(config.peft, supplied)
+    if config.freeze_config is not None:
+        freeze(source.empty_model(), config.freeze_config)
     precision = plan_precision(source.torch_dtype, device, adapter.dtype if adapter else None)
     check_spread(world, precision)
     loggers = build_loggers(config, context, supplied) if world.is_main else Loggers()

@@ -377,3 +377,24 @@ def test_the_training_log_has_one_object_per_step_with_the_promised_fields(autom
     assert all(promised <= set(step) for step in run.steps)
     manifest = json.loads((run.folder / "latest" / "manifest.json").read_text())
     assert manifest["versions"]["torch"] == version("torch")
+
+
+def test_freeze_config(automodel, tiny_model):
+    """The tiny model's output embeddings are its embeddings."""
+    run = automodel({"freeze_config": {"freeze_embeddings": True}})
+    before = load_file(tiny_model / "model.safetensors")
+    after = load_file(run.folder / "latest" / "model" / "model.safetensors")
+    same = {name for name, tensor in after.items() if torch.equal(tensor, before[name])}
+    assert same == {"model.embed_tokens.weight"}
+    assert "Frozen: embeddings (model.embed_tokens)" in run.out
+    resumed = automodel(
+        {"freeze_config": {"freeze_embeddings": True}, "step_scheduler": {"max_steps": 6}}
+    )
+    assert resumed.code == 0, resumed.out
+
+
+def test_freeze_config_of_what_the_model_lacks_is_refused_at_its_line(automodel):
+    run = automodel({"freeze_config": {"freeze_vision_tower": True}})
+    assert run.code == 2
+    assert "no vision tower" in run.out
+    assert "freeze_vision_tower" in run.out

@@ -163,6 +163,18 @@ def test_variants_of_lora_are_cut_with_their_layers(torchrun, automodel, variant
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["fsdp2", "ddp"])
+def test_frozen_parts_stay_as_they_are_and_the_rest_follows_one_process(
+    torchrun, automodel, layout
+):
+    changes = {**CHANGES, "freeze_config": {"freeze_embeddings": True}}
+    expected = automodel(changes, folder="alone")
+    found = torchrun(2, {**changes, "distributed": TWO[layout]})
+    assert_follows(found, expected)
+    assert_same_weights(found, expected)
+
+
 @pytest.mark.parametrize("variant", ["dora", "pissa"])
 def test_adapters_that_cannot_be_cut_are_refused_by_name(torchrun, variant):
     found = torchrun(2, {"peft": {"_target_": variant, "dim": 4}, "distributed": TWO["tp"]})

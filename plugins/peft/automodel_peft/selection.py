@@ -64,6 +64,7 @@ def choose(model: PreTrainedModel, patterns: Patterns) -> Chosen:
         )
     trained = _trained(model, patterns.train)
     wanted, notes = _wanted(model, patterns)
+    wanted = wanted and _unfrozen(model, patterns, wanted)
     kept = {
         name: module
         for name, module in wanted.items()
@@ -94,6 +95,30 @@ def _wanted(
     adaptable = linears | embeddings
     order = [name for name, _ in model.named_modules() if name in found]
     return {name: adaptable[name] for name in order}, tuple(silent)
+
+
+def _unfrozen(
+    model: PreTrainedModel, patterns: Patterns, wanted: dict[str, nn.Module]
+) -> dict[str, nn.Module]:
+    """What is wanted and trains; a pattern that means frozen modules alone does mean them.
+
+    Raises:
+        UserError: `freeze_config` froze all of it.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return wanted
+    trains = {
+        name for name, each in wanted.items() if any(p.requires_grad for p in each.parameters())
+    }
+    meant = [set(_matching(pattern, wanted)) for pattern in patterns.include or ()]
+    kept = trains.union(*(names for names in meant if not names & trains))
+    if not kept:
+        raise UserError(
+            "freeze_config freezes every module that would be adapted.",
+            fix="adapters leave their base as it is, so leave it out; or name frozen modules in "
+            "include_modules",
+        )
+    return {name: each for name, each in wanted.items() if name in kept}
 
 
 def _matching(pattern: str, names: Iterable[str]) -> list[str]:

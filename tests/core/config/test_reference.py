@@ -16,7 +16,6 @@ WITHOUT_MODEL = (
     "invalid_target_wrong",
 )
 
-FREEZE = "`freeze_config` isn't available yet."
 SLURM = "`slurm` isn't available yet."
 
 # What the reference itself calls wrong, and a block that only shows a pattern.
@@ -31,11 +30,9 @@ REFUSED = {
         (5, "`use_liger_kernel` can't be true."),
         (6, "`use_sdpa_patching` can't be true."),
     ],
-    "freeze_config": [(1, FREEZE)],
     "peft": [(15, "`use_triton` can't be true.")],
     "slurm": [(1, SLURM)],
     "environment_variables": [(4, SLURM)],
-    "complete_vlm_freezing": [(10, FREEZE)],
     # What the reference itself calls wrong, and a block that only shows a pattern.
     "target_pattern": [(1, "There is no key `component`.")],
     "missing_target_wrong": [(1, "`model` needs a `_target_`.")],

@@ -9,7 +9,6 @@ from automodel_core.config.document import dotted, paths_below
 from automodel_core.config.reading import Reader, compose
 from tests.core.config.test_reference import (
     BLOCKS,
-    FREEZE,
     REFERENCE,
     REFUSED,
     SLURM,
@@ -35,6 +34,7 @@ MARKER = (
     "tests/plugins/datasets/test_image_collate.py::"
     "test_answers_and_their_ends_are_learned_and_nothing_else"
 )
+FREEZING = "tests/core/train/test_freezing.py"
 PATTERN = "There is no key `component`."
 
 # Key -> a test, as file::function; or the message of a refusal.
@@ -104,9 +104,9 @@ EFFECTS = {
     "checkpoint.checkpoint_dir": f"{KEYS}::test_checkpoint_checkpoint_dir",
     "checkpoint.model_save_format": f"{KEYS}::test_checkpoint_model_save_format",
     "checkpoint.save_every_steps": f"{KEYS}::test_checkpoint_save_every_steps",
-    "freeze_config.freeze_embeddings": FREEZE,
-    "freeze_config.freeze_vision_tower": FREEZE,
-    "freeze_config.freeze_language_model": FREEZE,
+    "freeze_config.freeze_embeddings": f"{KEYS}::test_freeze_config",
+    "freeze_config.freeze_vision_tower": f"{FREEZING}::test_the_vision_tower",
+    "freeze_config.freeze_language_model": f"{FREEZING}::test_the_language_model",
     "wandb.project": SENT,
     "wandb.entity": SENT,
     "wandb.name": SENT,
