@@ -35,7 +35,7 @@ TUPLES = {"tuple", "Tuple"}
 MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 
 # Types that no plain YAML value is; in a union, as in `float | Tensor`, only the rest counts.
-NEVER_PLAIN = {"Tensor", "Callable"}
+NEVER_PLAIN = {"Tensor", "Callable", "PretrainedConfig"}
 
 MAX_DEPTH = 8
 
