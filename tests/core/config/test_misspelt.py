@@ -39,6 +39,8 @@ WRONG = {
 RIGHT: dict[str, list[Any]] = {
     "timeout_minutes": [1.5],
     "path_or_dataset_id": [["text"]],
+    "path_or_dataset": [["text"]],
+    "config": [{"a": "text"}],
 }
 
 
