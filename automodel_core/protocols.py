@@ -170,14 +170,15 @@ class Loss(Protocol):
 
     Attributes:
         input: What it works on. "logits": called as `loss(logits, labels)` with logits
-            `[batch, sequence, vocabulary]`. "hidden_states": called as
-            `loss(hidden_states, labels, head)` with hidden states `[batch, sequence, hidden]` and
-            `head`, the function from hidden states to logits.
+            `[batch, sequence, vocabulary]` and labels `[batch, sequence]`. "hidden_states": called
+            as `loss(hidden_states, labels, head)` with hidden states `[rows, hidden]` and labels
+            `[rows]` of the supervised positions, among few others, and `head`, the function from
+            hidden states to logits (`automodel_core.train.head.Head`).
         sharded_logits: Whether it takes logits that lie over ranks by their vocabulary: a DTensor
             of one mesh dim, sharded in its last dim (`automodel_core.vocabulary` computes on
             them). May be left out: logits are whole then, gathered where the model shards them.
 
-    Labels `[batch, sequence]` come already shifted; IGNORE_INDEX marks unsupervised positions.
+    Labels come already shifted; IGNORE_INDEX marks unsupervised positions.
     Returns a float32 scalar, the sum (not the mean) over supervised positions.
     """
 
@@ -406,11 +407,19 @@ class ParallelManager(Protocol):
         """
         ...
 
+    def part(self, whole: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
+        """This rank's part of the positions of `[batch, sequence]`, on any device.
+
+        Only asked of managers whose sizes have `cp` above 1.
+        """
+        ...
+
     def on_a_part(
-        self, token_losses: Callable[[Batch, torch.Tensor], torch.Tensor], mesh: DeviceMesh
-    ) -> Callable[[Batch, torch.Tensor], torch.Tensor]:
+        self, token_losses: Callable[..., torch.Tensor], mesh: DeviceMesh
+    ) -> Callable[..., torch.Tensor]:
         """`token_losses`, given inputs and shifted labels of whole sequences, computed on this
-        rank's part of their positions. Those of a `cp` group add up to the whole's.
+        rank's part of their positions. Those of a `cp` group add up to the whole's. What else it
+        is called with is handed on.
 
         Only asked of managers whose sizes have `cp` above 1.
 

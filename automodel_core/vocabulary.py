@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 from torch.nn import functional
 
@@ -65,9 +66,14 @@ def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
             reduction="sum",
         )
     mesh, vocabulary = logits.device_mesh, logits.shape[-1]
-    first = mesh.get_local_rank() * -(-vocabulary // mesh.size())  # as torch.chunk cuts
     part = logits.to_local().flatten(0, -2)
+    first = first_token(mesh, vocabulary)
     return _ShardedCrossEntropy.apply(part, labels.flatten(), first, mesh.get_group())
+
+
+def first_token(mesh: DeviceMesh, vocabulary: int) -> int:
+    """Where this rank's part of the vocabulary begins, cut as torch.chunk does."""
+    return mesh.get_local_rank() * -(-vocabulary // mesh.size())
 
 
 class _ShardedCrossEntropy(torch.autograd.Function):

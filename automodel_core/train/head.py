@@ -5,10 +5,74 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import attrs
 import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
 from automodel_core.errors import UserError
+from automodel_core.vocabulary import leaving_logits_sharded
+
+
+class Linear(NamedTuple):
+    """A head written out: `cap * tanh(scale * (hidden @ weight.T + bias) / cap)`.
+
+    Attributes:
+        weight: `[vocabulary, hidden]`, a parameter; a DTensor sharded in dim 0 where ranks share
+            the vocabulary.
+        bias: `[vocabulary]`, likewise.
+        scale: What logits are multiplied by.
+        cap: What bounds them, after that.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scale: float
+    cap: float | None
+
+
+@attrs.frozen
+class Head:
+    """A function from hidden states `[..., hidden]` to logits `[..., vocabulary]`.
+
+    Attributes:
+        embeddings: The model's output embeddings.
+        scale: What logits are multiplied by.
+        cap: What bounds them, after that.
+        leaves_sharded: Whether logits stay as tensor parallelism cuts them, a DTensor.
+    """
+
+    embeddings: nn.Module
+    scale: float = 1.0
+    cap: float | None = None
+    leaves_sharded: bool = False
+
+    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        compute = self.embeddings
+        logits = (leaving_logits_sharded(compute) if self.leaves_sharded else compute)(
+            hidden_states
+        )
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def linear(self) -> Linear | None:
+        """Its parameters as they are now, for losses that do the product themselves.
+
+        None if the output embeddings do more than a product: adapted, quantized, hooked, or cut in
+        another way than by the vocabulary. Ask in each forward pass; managers that gather weights
+        put others in their place.
+        """
+        module = self.embeddings
+        if type(module) is not nn.Linear or "forward" in vars(module):
+            return None
+        if isinstance(module.weight, DTensor):
+            known = self.leaves_sharded and module.weight.placements == (Shard(0),)
+        else:
+            hooks = module._forward_hooks or module._forward_pre_hooks
+            known = not hooks and type(module.weight.data) is torch.Tensor
+        return Linear(module.weight, module.bias, self.scale, self.cap) if known else None
 
 
 class Split(NamedTuple):
@@ -16,11 +80,11 @@ class Split(NamedTuple):
 
     Attributes:
         backbone: From the model's inputs to the last hidden states `[batch, sequence, hidden]`.
-        head: From hidden states `[..., hidden]` to logits `[..., vocabulary]`.
+        head: From there to logits.
     """
 
     backbone: Callable[..., torch.Tensor]
-    head: Callable[[torch.Tensor], torch.Tensor]
+    head: Head
 
 
 def split_head(model: PreTrainedModel) -> Split:
@@ -47,13 +111,7 @@ def split_head(model: PreTrainedModel) -> Split:
     def backbone(**inputs: torch.Tensor) -> torch.Tensor:
         return base(**inputs, use_cache=False).last_hidden_state
 
-    def head(hidden_states: torch.Tensor) -> torch.Tensor:
-        logits = embeddings(hidden_states)
-        if (factor, divisor) != (1.0, 1.0):
-            logits = logits * factor / divisor
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
-    return Split(backbone, head)
+    return Split(backbone, Head(embeddings, factor / divisor, cap))
 
 
 @torch.no_grad()

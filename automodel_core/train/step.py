@@ -19,6 +19,7 @@ from automodel_core.errors import UserError
 from automodel_core.protocols import IGNORE_INDEX, Batch, Loss
 from automodel_core.train.head import check_head, split_head
 from automodel_core.train.precision import PrecisionPlan
+from automodel_core.train.rows import at_rows, supervised_rows
 from automodel_core.train.world import World
 from automodel_core.vocabulary import leaving_logits_sharded
 
@@ -33,6 +34,8 @@ class MicroBatch:
         samples: Rows in the batch.
         tokens: Real (not padded) tokens.
         label_tokens: Supervised tokens.
+        rows: For losses on hidden states: the positions that they are computed at, as
+            `supervised_rows` gives them; None for all.
     """
 
     inputs: Batch
@@ -40,6 +43,7 @@ class MicroBatch:
     samples: int
     tokens: int
     label_tokens: int
+    rows: torch.Tensor | None = None
 
 
 def shift_labels(batch: Batch) -> torch.Tensor:
@@ -55,13 +59,23 @@ def shift_labels(batch: Batch) -> torch.Tensor:
     return shifted
 
 
-def prepare_micro_batch(batch: Batch, device: torch.device, multiple: int = 1) -> MicroBatch:
+def every_row(labels: torch.Tensor) -> None:
+    """For losses on logits, which models compute at all positions."""
+
+
+def prepare_micro_batch(
+    batch: Batch,
+    device: torch.device,
+    multiple: int = 1,
+    rows_of: Callable[[torch.Tensor], torch.Tensor | None] = every_row,
+) -> MicroBatch:
     """Shift and count on the CPU, where counting costs no synchronisation, then copy.
 
     Args:
         batch: As collated.
         device: Where the model is.
         multiple: Rows are padded to a multiple of so many tokens.
+        rows_of: From the shifted labels to the positions that the loss is computed at.
     """
     if batch["labels"].shape[1] % multiple:
         batch = padded(batch, multiple)
@@ -77,6 +91,7 @@ def prepare_micro_batch(batch: Batch, device: torch.device, multiple: int = 1) -
         samples=len(labels),
         tokens=int(batch["attention_mask"].sum()),
         label_tokens=int((labels != IGNORE_INDEX).sum()),
+        rows=on_device(rows_of(labels), device),
     )
 
 
@@ -125,22 +140,25 @@ class Objective:
     """From a micro-batch to the sum of its token losses, on a model that may be spread over ranks.
 
     Attributes:
-        token_losses: Called with the model's inputs and the labels; the sum of the token losses.
+        token_losses: Called with the model's inputs, the labels and the rows; the sum of the token
+            losses.
         precision: Gives the autocast context.
         device: Where the model is.
         world: The processes that the model is spread over.
         spread: What `ParallelManager.parallelize` returned.
         takes_positions: Whether the model is given `position_ids`.
         counts_patches: Whether it makes positions of its own for images, by time, height and width.
+        rows_of: From shifted labels to the positions that the loss is computed at.
     """
 
-    token_losses: Callable[[Batch, torch.Tensor], torch.Tensor]
+    token_losses: Callable[[Batch, torch.Tensor, torch.Tensor | None], torch.Tensor]
     precision: PrecisionPlan
     device: torch.device
     world: World
     spread: torch.nn.Module
     takes_positions: bool
     counts_patches: bool
+    rows_of: Callable[[torch.Tensor], torch.Tensor | None]
 
     @classmethod
     def of(
@@ -157,24 +175,28 @@ class Objective:
         Raises:
             UserError: The loss works on hidden states, and this model can't be split there.
         """
-        sharded = getattr(loss, "sharded_logits", False)
+        sharded, rows_of = getattr(loss, "sharded_logits", False), every_row
         if loss.input == "hidden_states":
             parts = split_head(model)
             check_head(model, parts, partial(world.manager.one_pass, spread))
-            head = leaving_logits_sharded(parts.head) if sharded else parts.head
+            head = attrs.evolve(parts.head, leaves_sharded=sharded)
+            rows_of = supervised_rows
 
-            def of_parts(inputs: Batch, labels: torch.Tensor) -> torch.Tensor:
-                return loss(parts.backbone(**inputs), labels, head)
+            def of_parts(
+                inputs: Batch, labels: torch.Tensor, rows: torch.Tensor | None
+            ) -> torch.Tensor:
+                return loss(*at_rows(parts.backbone(**inputs), labels, rows), head)
 
             token_losses = world.manager.one_pass(spread, of_parts)
         else:
             forward = leaving_logits_sharded(spread) if sharded else spread
 
-            def token_losses(inputs: Batch, labels: torch.Tensor) -> torch.Tensor:
+            def token_losses(inputs: Batch, labels: torch.Tensor, rows: None) -> torch.Tensor:
                 return loss(forward(**inputs, use_cache=False).logits, labels)
 
         if world.sizes.cp > 1:
             token_losses = world.manager.on_a_part(token_losses, world.mesh)
+            rows_of = rows_of_part(rows_of, world)
         return cls(
             token_losses,
             precision,
@@ -183,11 +205,13 @@ class Objective:
             spread,
             takes_positions(model),
             counts_patches(model),
+            rows_of,
         )
 
     def prepare(self, batch: Batch) -> MicroBatch:
         """A collated batch as this model takes it."""
-        return prepare_micro_batch(batch, self.device, self.world.manager.sequence_multiple)
+        multiple = self.world.manager.sequence_multiple
+        return prepare_micro_batch(batch, self.device, multiple, self.rows_of)
 
     def loss_sum(self, micro_batch: MicroBatch) -> torch.Tensor:
         """The float32 sum of the token losses, not divided by anything."""
@@ -195,7 +219,14 @@ class Objective:
         if not self.takes_positions or (self.counts_patches and has_grid(inputs)):
             inputs.pop("position_ids", None)
         with self.precision.autocast(self.device):
-            return self.token_losses(inputs, micro_batch.labels)
+            return self.token_losses(inputs, micro_batch.labels, micro_batch.rows)
+
+
+def rows_of_part(
+    rows_of: Callable[[torch.Tensor], torch.Tensor | None], world: World
+) -> Callable[[torch.Tensor], torch.Tensor | None]:
+    """`rows_of` among this rank's positions, where ranks share every sequence."""
+    return lambda labels: rows_of(world.manager.part(labels, world.mesh))
 
 
 def takes_positions(model: torch.nn.Module) -> bool:

@@ -39,7 +39,7 @@ KEYWORD = "shared_sequence"
 # Arguments by which models ask for more than causal attention.
 CHANGES_ATTENTION = ("softcap", "sliding_window", "s_aux", "position_bias")
 
-TokenLosses = Callable[[Batch, torch.Tensor], torch.Tensor]
+TokenLosses = Callable[..., torch.Tensor]
 
 _sharing: ContextVar[bool] = ContextVar("sharing", default=False)
 
@@ -69,13 +69,23 @@ class SharedSequence:
 
     def chunks(self) -> tuple[int, int]:
         """This rank's two, of `2 * ranks`."""
-        rank = self.group.rank()
-        return rank, 2 * self.group.size() - 1 - rank
+        return chunks_of(self.group)
 
     def part(self, whole: torch.Tensor) -> torch.Tensor:
-        """`[batch, sequence]` to this rank's `[batch, sequence / ranks]`."""
-        pieces = whole.chunk(2 * self.group.size(), dim=1)
-        return torch.cat([pieces[each] for each in self.chunks()], dim=1)
+        """See `part_of`."""
+        return part_of(whole, self.group)
+
+
+def chunks_of(group: dist.ProcessGroup) -> tuple[int, int]:
+    """Which two of `2 * ranks` chunks this rank takes."""
+    rank = group.rank()
+    return rank, 2 * group.size() - 1 - rank
+
+
+def part_of(whole: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """`[batch, sequence]` to this rank's `[batch, sequence / ranks]`."""
+    pieces = whole.chunk(2 * group.size(), dim=1)
+    return torch.cat([pieces[each] for each in chunks_of(group)], dim=1)
 
 
 def use_shared_attention(model: PreTrainedModel) -> None:
@@ -128,14 +138,14 @@ def on_a_part(token_losses: TokenLosses, group: dist.ProcessGroup) -> TokenLosse
     Labels come shifted, so a part's last position finds its label, the next chunk's first token.
     """
 
-    def run(inputs: Batch, labels: torch.Tensor) -> torch.Tensor:
+    def run(inputs: Batch, labels: torch.Tensor, *more: Any) -> torch.Tensor:
         check_inputs(inputs)
         ids = inputs["input_ids"]
         shared = SharedSequence(group, ids.shape[1])
         counted = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         mine = {"input_ids": shared.part(ids), "position_ids": shared.part(counted)}
         with _told(), other_dropout(group.rank(), ids.device):
-            losses = token_losses({**mine, KEYWORD: shared}, shared.part(labels))
+            losses = token_losses({**mine, KEYWORD: shared}, shared.part(labels), *more)
         if not shared.calls:
             raise UserError(
                 "This model's layers don't hand keywords on to their attention, so they can't "

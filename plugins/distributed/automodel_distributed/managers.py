@@ -20,7 +20,12 @@ from transformers import PreTrainedModel
 from automodel_core.errors import UserError
 from automodel_core.protocols import Precision, Sizes
 from automodel_distributed.clipping import clip_gradients
-from automodel_distributed.context_parallel import TokenLosses, on_a_part, use_shared_attention
+from automodel_distributed.context_parallel import (
+    TokenLosses,
+    on_a_part,
+    part_of,
+    use_shared_attention,
+)
 from automodel_distributed.data_parallel import replicate
 from automodel_distributed.fully_sharded import as_forward, set_reduction, shard
 from automodel_distributed.meshes import copies_and_shards_of, shards_of
@@ -178,6 +183,9 @@ class FSDP2Manager:
 
     def one_pass(self, model: nn.Module, compute: Callable[..., T]) -> Callable[..., T]:
         return as_forward(model, compute) if isinstance(model, FSDPModule) else compute
+
+    def part(self, whole: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
+        return part_of(whole, mesh["cp"].get_group())
 
     def on_a_part(self, token_losses: TokenLosses, mesh: DeviceMesh) -> TokenLosses:
         return on_a_part(token_losses, mesh["cp"].get_group())

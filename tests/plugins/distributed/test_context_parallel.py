@@ -26,7 +26,7 @@ from tests.plugins.distributed.training import SMALL, Case, build_model, train_a
 CP = {"cp_size": 2}
 CASES = {
     "full": Case(),
-    "tied chunked": Case(chunked=True, config={"tie_word_embeddings": True}),
+    "tied fused": Case(chunked=True, fused=True, config={"tie_word_embeddings": True}),
     "lora": Case(adapters={"dim": 4, "alpha": 8}),
 }
 FAMILIES = ["Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3", "Olmo2", "Granite"]

@@ -15,10 +15,10 @@ CASES = {
     "full": Case(),
     "tied": Case(config={"tie_word_embeddings": True}),
     "chunked": Case(chunked=True),
-    "tied chunked": Case(chunked=True, config={"tie_word_embeddings": True}),
+    "tied fused": Case(chunked=True, fused=True, config={"tie_word_embeddings": True}),
     "frozen embeddings": Case(frozen="embed_tokens"),
     "lora": Case(adapters={"dim": 4, "alpha": 8}),
-    "lora chunked": Case(adapters={"dim": 4, "alpha": 8}, chunked=True),
+    "lora fused": Case(adapters={"dim": 4, "alpha": 8}, chunked=True, fused=True),
 }
 DDP = ("DDPManager", {})
 FSDP2 = ("FSDP2Manager", {})
@@ -75,7 +75,7 @@ def test_four_ranks_train_as_one(four_ranks, way, case):
 
 @pytest.mark.parametrize("way", ["DDPManager", "FSDP2Manager"])
 @pytest.mark.parametrize("choice", ["full", "selective", {"every": 2}])
-@pytest.mark.parametrize("case", ["tied chunked", "lora"])
+@pytest.mark.parametrize("case", ["tied fused", "lora"])
 def test_recomputed_activations_change_no_number(two_ranks, way, choice, case):
     options = {"activation_checkpointing": choice}
     short = attrs.evolve(CASES[case], steps=4)

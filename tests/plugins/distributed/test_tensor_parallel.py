@@ -18,11 +18,13 @@ CASES = {
     "tied": Case(config={"tie_word_embeddings": True}),
     "uneven vocabulary": Case(config={"vocab_size": 97}),
     "uneven vocabulary chunked": Case(chunked=True, config={"vocab_size": 97}),
+    "uneven vocabulary fused": Case(chunked=True, fused=True, config={"vocab_size": 97}),
     "tied chunked": Case(chunked=True, config={"tie_word_embeddings": True}),
+    "tied fused": Case(chunked=True, fused=True, config={"tie_word_embeddings": True}),
     "frozen norms": Case(frozen="norm"),
     "lora": Case(adapters=ADAPTERS),
-    "lora chunked with biases": Case(
-        adapters=ADAPTERS, chunked=True, config={"attention_bias": True}
+    "lora fused with biases": Case(
+        adapters=ADAPTERS, chunked=True, fused=True, config={"attention_bias": True}
     ),
     "lora on the head": Case(adapters={**ADAPTERS, "match_all_linear": True}),
 }

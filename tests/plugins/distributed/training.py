@@ -20,9 +20,11 @@ from torch.nn import functional
 from automodel_core.protocols import IGNORE_INDEX, Batch, Sizes
 from automodel_core.train.head import split_head
 from automodel_core.train.precision import PrecisionPlan
+from automodel_core.train.rows import at_rows, supervised_rows
 from automodel_core.vocabulary import leaving_logits_sharded
 from automodel_distributed import managers
 from automodel_losses.chunked_ce import ChunkedCrossEntropy
+from automodel_losses.fused_linear_ce import FusedLinearCrossEntropy
 from automodel_losses.masked_ce import MaskedCrossEntropy
 from automodel_peft.lora import PeftConfig
 
@@ -50,7 +52,8 @@ class Case:
         config: Changes to SMALL.
         adapters: Arguments of PeftConfig; None trains the model itself.
         frozen: What parameters whose names contain this are frozen; "" freezes none.
-        chunked: Whether the loss calls the head on a few tokens at a time.
+        chunked: Whether the loss works on a few supervised tokens' hidden states at a time.
+        fused: Whether it then also does the head's products itself.
         sharded_logits: Whether the loss takes logits as tensor parallelism leaves them.
         accumulate: Micro-batches of a step.
         steps: Optimizer steps.
@@ -64,6 +67,7 @@ class Case:
     adapters: dict[str, Any] | None = None
     frozen: str = ""
     chunked: bool = False
+    fused: bool = False
     sharded_logits: bool = True
     accumulate: int = 2
     steps: int = 20
@@ -168,6 +172,11 @@ def train_spread(case: Case, manager: str, options: dict[str, Any]) -> Trained:
     compute = loss_of(case, manager, model, spread)
     if mesh["cp"].size() > 1:
         compute = manager.on_a_part(compute, mesh)
+
+    def losses_of(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        mine = manager.part(labels, mesh) if mesh["cp"].size() > 1 else labels
+        return compute({"input_ids": inputs}, labels, supervised_rows(mine, tile=4))
+
     ranks = mesh["dp_replicate"].size() * mesh["dp_shard"].size()
     rank = mesh["dp_replicate"].get_local_rank() * mesh["dp_shard"].size()
     rank += mesh["dp_shard"].get_local_rank()
@@ -180,7 +189,7 @@ def train_spread(case: Case, manager: str, options: dict[str, Any]) -> Trained:
         total = torch.zeros(())
         for index, (inputs, labels) in enumerate(batches):
             with manager.micro_batch(spread, last=index == case.accumulate - 1):
-                loss = compute({"input_ids": inputs[rank::ranks]}, labels[rank::ranks]) / tokens
+                loss = losses_of(inputs[rank::ranks], labels[rank::ranks]) / tokens
                 (loss * manager.gradient_divisor(mesh)).backward()
             total += loss.detach()
         norms.append(manager.clip(model.parameters(), case.max_norm).item())
@@ -189,24 +198,24 @@ def train_spread(case: Case, manager: str, options: dict[str, Any]) -> Trained:
         optimizer.zero_grad()
     with torch.no_grad():
         inputs, labels = micro_batch(case, 0, 0)
-        evaluation = summed(compute({"input_ids": inputs[rank::ranks]}, labels[rank::ranks]), mesh)
+        evaluation = summed(losses_of(inputs[rank::ranks], labels[rank::ranks]), mesh)
     return Trained(losses, norms, evaluation, trained_state(model))
 
 
 def loss_of(
     case: Case, manager: Any, model: torch.nn.Module, spread: torch.nn.Module
-) -> Callable[[Batch, torch.Tensor], torch.Tensor]:
-    """From token ids and labels to the sum of the token losses."""
-    wrapped = leaving_logits_sharded if case.sharded_logits else lambda compute: compute
+) -> Callable[[Batch, torch.Tensor, torch.Tensor | None], torch.Tensor]:
+    """From token ids, labels and supervised rows to the sum of the token losses."""
     if not case.chunked:
         loss = MaskedCrossEntropy() if case.sharded_logits else loss_sum
-        forward = wrapped(spread)
-        return lambda inputs, labels: loss(forward(**inputs, use_cache=False).logits, labels)
-    loss, parts = ChunkedCrossEntropy(chunk_len=5), split_head(model)
-    head = wrapped(parts.head)
+        forward = leaving_logits_sharded(spread) if case.sharded_logits else spread
+        return lambda inputs, labels, _: loss(forward(**inputs, use_cache=False).logits, labels)
+    loss = (FusedLinearCrossEntropy if case.fused else ChunkedCrossEntropy)(chunk_len=5)
+    parts = split_head(model)
+    head = attrs.evolve(parts.head, leaves_sharded=case.sharded_logits)
 
-    def compute(inputs: Batch, labels: torch.Tensor) -> torch.Tensor:
-        return loss(parts.backbone(**inputs), labels, head)
+    def compute(inputs: Batch, labels: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        return loss(*at_rows(parts.backbone(**inputs), labels, rows), head)
 
     return manager.one_pass(spread, compute)
 
