@@ -24,6 +24,10 @@ COMMANDS = {
         "Print the effective configuration and where each value came from.",
         "explain:explain",
     ),
+    "data": (
+        "What the model will see of the data, and what is wrong with it: data show.",
+        "data:data",
+    ),
     "chat": ("Talk to a model, a run or an adapter in the terminal.", "chat:chat"),
     "generate": ("Answer a file of prompts.", "generate:generate"),
     "list-plugins": ("What is installed, by whom, in what state.", "list_plugins:list_plugins"),

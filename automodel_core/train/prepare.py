@@ -8,13 +8,14 @@ from typing import Any
 
 import attrs
 import torch
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
 from automodel_core import ranks
 from automodel_core.config.schema import PreProcessor, RunConfig, Target
+from automodel_core.data_report.at_start import check_data
 from automodel_core.errors import UserError
 from automodel_core.protocols import Adapter, Dataset, ModelSource, ParallelManager
-from automodel_core.targets import at
+from automodel_core.targets import Targets, at
 from automodel_core.train.console import Console
 from automodel_core.train.context import RunContext
 from automodel_core.train.data import TrainingData, ValidationData
@@ -55,14 +56,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
     world = plan_world(config, context, console)
     device = choose_device(console)
     chosen_backend(config.dist_env.backend, device, world.size)
-    source: ModelSource = context.targets.build(config.model, {"seed": config.rng.seed})
-    tokenizer = load_tokenizer(config, source)
-    supplied = {
-        "tokenizer": tokenizer,
-        "processor": load_processor(config, source),
-        "model_config": source.config,
-        "seed": config.rng.seed,
-    }
+    source, tokenizer, supplied = open_source(config, context.targets)
     adapter: Adapter | None = None
     if config.peft is not None:
         if config.checkpoint.model_save_format != "safetensors":
@@ -77,7 +71,8 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
     precision = plan_precision(source.torch_dtype, device, adapter.dtype if adapter else None)
     check_spread(world, precision)
     loggers = build_loggers(config, context, supplied) if world.is_main else Loggers()
-    dataset = build_dataset(context, console, config.dataset, supplied)
+    dataset = build_dataset(context.targets, console, config.dataset, supplied)
+    check_data(config, context.targets, source, supplied, dataset, console)
     data = TrainingData.build(config, context.targets, dataset, supplied, world)
     horizon = plan_horizon(config.step_scheduler, data.steps_per_epoch)
     check_schedule(config.lr_scheduler, horizon)
@@ -85,7 +80,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
         name: ValidationData.build(
             config,
             context.targets,
-            build_dataset(context, console, target, supplied),
+            build_dataset(context.targets, console, target, supplied),
             supplied,
             world,
         )
@@ -93,7 +88,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
     }
     questions = []
     if config.generation_eval is not None:
-        asked = build_dataset(context, console, config.generation_eval.dataset, supplied)
+        asked = build_dataset(context.targets, console, config.generation_eval.dataset, supplied)
         questions = questions_from(asked, tokenizer)
     return Prepared(
         world=world,
@@ -109,6 +104,21 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
         questions=questions,
         horizon=horizon,
     )
+
+
+def open_source(
+    config: RunConfig, targets: Targets
+) -> tuple[ModelSource, PreTrainedTokenizerBase, dict[str, Any]]:
+    """The model before its weights are read, its tokenizer, and what targets may ask for."""
+    source: ModelSource = targets.build(config.model, {"seed": config.rng.seed})
+    tokenizer = load_tokenizer(config, source)
+    supplied = {
+        "tokenizer": tokenizer,
+        "processor": load_processor(config, source),
+        "model_config": source.config,
+        "seed": config.rng.seed,
+    }
+    return source, tokenizer, supplied
 
 
 def validation_targets(config: RunConfig) -> dict[str, Target]:
@@ -205,10 +215,10 @@ def load_auto(auto_class: Any, section: PreProcessor, name: str) -> Any:
 
 
 def build_dataset(
-    context: RunContext, console: Console, target: Any, supplied: dict[str, Any]
+    targets: Targets, console: Console, target: Any, supplied: dict[str, Any]
 ) -> Dataset:
     """Build a dataset and print what it has to say about itself."""
-    dataset: Dataset = context.targets.build(target, supplied)
+    dataset: Dataset = targets.build(target, supplied)
     for note in getattr(dataset, "notes", ()):
         console.say(f"{'.'.join(map(str, target.path))}: {note}")
     if not len(dataset):
