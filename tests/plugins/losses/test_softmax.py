@@ -15,7 +15,6 @@ from automodel_core.protocols import IGNORE_INDEX
 from automodel_losses import softmax
 from automodel_losses.softmax import Scores
 
-
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":  # Triton reads it when it is first imported
     os.environ["TRITON_INTERPRET"] = "1"
