@@ -177,6 +177,8 @@ class Loss(Protocol):
         sharded_logits: Whether it takes logits that lie over ranks by their vocabulary: a DTensor
             of one mesh dim, sharded in its last dim (`automodel_core.vocabulary` computes on
             them). May be left out: logits are whole then, gathered where the model shards them.
+        on_logits: For "hidden_states": another loss, on logits, for models that can't be taken
+            apart there. May be left out: they are refused then.
 
     Labels come already shifted; IGNORE_INDEX marks unsupervised positions.
     Returns a float32 scalar, the sum (not the mean) over supervised positions.

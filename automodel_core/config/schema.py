@@ -393,7 +393,7 @@ class RunConfig:
         slot=Slot("optimizers", use="partial", given=("params",), default="adamw"),
     )
     lr_scheduler: LRScheduler = key("The learning rate over the run.")
-    loss_fn: Target = key("The loss.", slot=Slot("losses", default="masked_ce"))
+    loss_fn: Target = key("The loss.", slot=Slot("losses", default="cross_entropy"))
     clip_grad_norm: float | None = key(
         "Largest gradient norm; none does not clip.", default=1.0, at_least=0.0
     )

@@ -136,6 +136,8 @@ def check_head(
     try:
         whole = one_pass(lambda ids: model(input_ids=ids, use_cache=False).logits)(tokens)
         parts = one_pass(lambda ids: split.head(split.backbone(input_ids=ids)))(tokens)
+    except (AttributeError, TypeError) as error:
+        raise _cannot_split(model, f"its base model can't be called alone ({error})") from None
     finally:
         model.train(was_training)
     tolerance = 4 * torch.finfo(whole.dtype).eps * whole.abs().max()

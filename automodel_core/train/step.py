@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from automodel_core.errors import UserError
 from automodel_core.protocols import IGNORE_INDEX, Batch, Loss
-from automodel_core.train.head import check_head, split_head
+from automodel_core.train.head import Split, check_head, split_head
 from automodel_core.train.precision import PrecisionPlan
 from automodel_core.train.rows import at_rows, supervised_rows
 from automodel_core.train.world import World
@@ -175,10 +175,9 @@ class Objective:
         Raises:
             UserError: The loss works on hidden states, and this model can't be split there.
         """
+        loss, parts = parts_for(loss, model, partial(world.manager.one_pass, spread))
         sharded, rows_of = getattr(loss, "sharded_logits", False), every_row
-        if loss.input == "hidden_states":
-            parts = split_head(model)
-            check_head(model, parts, partial(world.manager.one_pass, spread))
+        if parts is not None:
             head = attrs.evolve(parts.head, leaves_sharded=sharded)
             rows_of = supervised_rows
 
@@ -220,6 +219,27 @@ class Objective:
             inputs.pop("position_ids", None)
         with self.precision.autocast(self.device):
             return self.token_losses(inputs, micro_batch.labels, micro_batch.rows)
+
+
+def parts_for(
+    loss: Loss, model: PreTrainedModel, one_pass: Callable[[Callable], Callable]
+) -> tuple[Loss, Split | None]:
+    """The parts that a loss on hidden states needs, or what it leaves models without them to.
+
+    Raises:
+        UserError: It leaves them to nothing.
+    """
+    if loss.input == "logits":
+        return loss, None
+    try:
+        parts = split_head(model)
+        check_head(model, parts, one_pass)
+    except UserError:
+        on_logits = getattr(loss, "on_logits", None)
+        if on_logits is None:
+            raise
+        return on_logits, None
+    return loss, parts
 
 
 def rows_of_part(

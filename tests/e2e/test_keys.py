@@ -148,7 +148,7 @@ def test_validation_dataset(automodel, squad_folder, key, tokens):
 
 
 def test_names_of_the_reference_mean_ours(automodel, squad_folder):
-    ours = automodel()
+    ours = automodel({"loss_fn": "masked_ce"})
     package = "nemo_automodel"
     theirs = automodel(
         {
@@ -276,7 +276,7 @@ def test_betas_on_sgd_is_refused_before_the_run(automodel):
     assert not run.folder.exists()
 
 
-@pytest.mark.parametrize("loss", ["masked_ce", "chunked_ce"])
+@pytest.mark.parametrize("loss", ["masked_ce", "chunked_ce", "fused_linear_ce"])
 def test_loss_fn_target(automodel, loss):
     default = automodel()
     named = automodel({"loss_fn": {"_target_": loss}}, folder="other")

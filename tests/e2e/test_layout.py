@@ -1,5 +1,8 @@
 """The loss and the gradients of a step are those of its samples, however they are laid out."""
 
+from functools import partial
+
+import attrs
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -9,15 +12,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from automodel_core.protocols import IGNORE_INDEX
 from automodel_core.train.order import Layout, deal
 from automodel_core.train.precision import plan_precision
-from automodel_core.train.step import (
-    Objective,
-    accumulate_gradients,
-    evaluate,
-    prepare_micro_batch,
-)
+from automodel_core.train.rows import supervised_rows
+from automodel_core.train.step import Objective, accumulate_gradients, evaluate
 from automodel_core.train.world import World
 from automodel_datasets.collate import default_collater
-from automodel_losses.chunked_ce import ChunkedCrossEntropy
+from automodel_losses.fused_linear_ce import FusedLinearCrossEntropy
 from automodel_losses.masked_ce import MaskedCrossEntropy
 
 CPU = torch.device("cpu")
@@ -71,14 +70,15 @@ def objective(make_model, loss):
     return Objective.of(model, model, loss, plan_precision(torch.float32, CPU), CPU, World())
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "llama, chunked_ce"])
+@pytest.fixture(scope="module", params=["llama", "gpt2", "llama, fused_linear_ce"])
 def goal(request):
     """A tiny model and its loss."""
     model, _, loss = request.param.partition(", ")
-    return objective(
-        {"llama": llama, "gpt2": gpt2}[model],
-        ChunkedCrossEntropy() if loss else MaskedCrossEntropy(),
-    )
+    make = {"llama": llama, "gpt2": gpt2}[model]
+    if not loss:
+        return objective(make, MaskedCrossEntropy())
+    few_rows = partial(supervised_rows, tile=4)
+    return attrs.evolve(objective(make, FusedLinearCrossEntropy(chunk_len=7)), rows_of=few_rows)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def samples():
 def gradients(goal, groups):
     """Loss and gradients of one step over ready batches."""
     goal.spread.zero_grad(set_to_none=True)
-    ready = [prepare_micro_batch(group, CPU) for group in groups]
+    ready = [goal.prepare(group) for group in groups]
     label_tokens = sum(each.label_tokens for each in ready)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     loss = accumulate_gradients(goal, ready, label_tokens, scaler)
@@ -165,7 +165,7 @@ def test_validation_is_the_same_whatever_the_batch(goal, samples, size, side):
     def loss(size, **collate):
         parts = (samples[i : i + size] for i in range(0, SAMPLES, size))
         batches = (default_collater(part, **collate) for part in parts)
-        return evaluate(goal, (prepare_micro_batch(batch, CPU) for batch in batches))
+        return evaluate(goal, (goal.prepare(batch) for batch in batches))
 
     alone, label_tokens = loss(1)
     assert loss(size, padding_side=side) == (pytest.approx(alone, rel=1e-6), label_tokens)

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.gpu
 CASES = {
     "full": {},
     "chunked loss": {"loss_fn": {"_target_": "chunked_ce"}},
+    "fused loss": {"loss_fn": {"_target_": "fused_linear_ce"}},
     "accumulation": {"step_scheduler": {"max_steps": 6, "grad_acc_steps": 2}},
     "bfloat16": {"model": {"torch_dtype": "bfloat16"}},
     "skip": {"guards": {"non_finite": "skip"}, "optimizer": {"fused": True}},

@@ -32,8 +32,8 @@ def test_float16_scales_the_loss_and_resumes_with_its_scale(automodel):
     assert second.losses == pytest.approx(whole.losses, rel=1e-3)
 
 
-@pytest.mark.parametrize("loss", ["masked_ce", "chunked_ce"])
-def test_both_losses_train_in_bfloat16(automodel, loss):
+@pytest.mark.parametrize("loss", ["masked_ce", "chunked_ce", "fused_linear_ce"])
+def test_all_losses_train_in_bfloat16(automodel, loss):
     run = automodel({"loss_fn": {"_target_": loss}, "model": {"torch_dtype": "bfloat16"}})
     assert run.code == 0, run.out
     assert run.losses[-1] < run.losses[0]

@@ -38,7 +38,8 @@ def statistics(
         first: The first token of the vocabulary that is here.
 
     Returns:
-        float32 `[3, rows]`. A label that isn't here has the score 0.
+        float32 `[3, rows]`. A label that isn't here has the score 0. What rows of IGNORE_INDEX tell
+        means nothing.
     """
     score = _score(logits, scores)
     if not logits.shape[1]:  # a rank may have none of a small vocabulary

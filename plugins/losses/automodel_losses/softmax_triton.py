@@ -20,7 +20,7 @@ BLOCK, WARPS = 8192, 16
 def statistics(
     logits: torch.Tensor, labels: torch.Tensor, scores: Scores, first: int = 0
 ) -> torch.Tensor:
-    """See `softmax.statistics`; 0 for rows of IGNORE_INDEX."""
+    """See `softmax.statistics`. Rows of IGNORE_INDEX aren't read, and tell nothing."""
     known = torch.empty(3, len(labels), device=logits.device)
     _launch(logits, labels, scores, known, first, statistics=True, gradient=False)
     return known
@@ -40,7 +40,7 @@ def to_gradient(
 def statistics_then_gradient(
     logits: torch.Tensor, labels: torch.Tensor, scores: Scores
 ) -> torch.Tensor:
-    """See `softmax.statistics_then_gradient`; 0 for rows of IGNORE_INDEX."""
+    """See `softmax.statistics_then_gradient`; what rows of IGNORE_INDEX tell means nothing."""
     known = torch.empty(3, len(labels), device=logits.device)
     _launch(logits, labels, scores, known, 0, statistics=True, gradient=True)
     return known
@@ -62,11 +62,11 @@ def _launch(
         labels,
         known,
         logits.stride(0),
-        width,
         rows,
         first,
         scores.scale,
         scores.cap or 1.0,
+        WIDTH=width,
         CAPPED=scores.cap is not None,
         STATISTICS=statistics,
         GRADIENT=gradient,
@@ -78,10 +78,10 @@ def _launch(
 
 @triton.jit
 def _score(logits, scale, cap, CAPPED: tl.constexpr):
-    """tanh(x) is 2 sigmoid(2x) - 1."""
+    """tanh(x) is 2 / (1 + exp(-2x)) - 1."""
     score = logits.to(tl.float32) * scale
     if CAPPED:
-        score = cap * (2.0 * tl.sigmoid(2.0 * score / cap) - 1.0)
+        score = cap * (2.0 / (1.0 + tl.exp(-2.0 * score / cap)) - 1.0)
     return score
 
 
@@ -91,11 +91,11 @@ def _row(
     labels,
     known,
     stride,
-    width,
     rows,
     first,
     scale,
     cap,
+    WIDTH: tl.constexpr,
     CAPPED: tl.constexpr,
     STATISTICS: tl.constexpr,
     GRADIENT: tl.constexpr,
@@ -108,31 +108,30 @@ def _row(
     label = tl.load(labels + row)
     counted = label != IGNORED
     column = label - first
-    # A row that doesn't count is read as if it had no columns.
-    read = tl.where(counted, width, 0)
     columns = tl.arange(0, BLOCK)
     if STATISTICS:
-        here = counted & (column >= 0) & (column < width)
+        here = counted & (column >= 0) & (column < WIDTH)
         target = _score(tl.load(logits + column, mask=here, other=0.0), scale, cap, CAPPED)
         largest = tl.full((), float("-inf"), tl.float32)
         exponentials = tl.full((), 0.0, tl.float32)
-        for start in range(0, read, BLOCK):
-            inside = start + columns < read
-            block = tl.load(logits + start + columns, mask=inside, other=0.0)
+        for start in range(0, WIDTH, BLOCK):
+            inside = start + columns < WIDTH
+            # Rows that don't count aren't read; they are as if all their logits were 0.
+            block = tl.load(logits + start + columns, mask=inside & counted, other=0.0)
             score = tl.where(inside, _score(block, scale, cap, CAPPED), float("-inf"))
             larger = tl.maximum(largest, tl.max(score))
             exponentials = exponentials * tl.exp(largest - larger) + tl.sum(tl.exp(score - larger))
             largest = larger
-        tl.store(known + row, tl.where(counted, largest, 0.0))
-        tl.store(known + rows + row, tl.where(counted, exponentials, 1.0))
+        tl.store(known + row, largest)
+        tl.store(known + rows + row, exponentials)
         tl.store(known + 2 * rows + row, target)
         log_sum = largest + tl.log(exponentials)
     else:
         log_sum = tl.load(known + row)
     if GRADIENT:
-        for start in range(0, width, BLOCK):
-            inside = start + columns < width
-            block = tl.load(logits + start + columns, mask=start + columns < read, other=0.0)
+        for start in range(0, WIDTH, BLOCK):
+            inside = start + columns < WIDTH
+            block = tl.load(logits + start + columns, mask=inside & counted, other=0.0)
             score = _score(block, scale, cap, CAPPED)
             gradient = tl.exp(score - log_sum) - tl.where(start + columns == column, 1.0, 0.0)
             gradient *= scale

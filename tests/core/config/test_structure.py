@@ -12,7 +12,7 @@ def test_defaults(read):
     assert config.optimizer == Target(
         "adamw", "optimizers", {"weight_decay": 0.0, "lr": 2e-5}, ("optimizer",), "partial"
     )
-    assert config.loss_fn == Target("masked_ce", "losses", {}, ("loss_fn",))
+    assert config.loss_fn == Target("cross_entropy", "losses", {}, ("loss_fn",))
     assert config.dataloader.loader.name == "stateful"
     assert config.dataloader.batch_size == 1
     assert config.dataloader.shuffle is False
