@@ -17,9 +17,9 @@ import sysconfig
 from pathlib import Path
 
 import torch
-from environment import environment
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from automodel_core.bench.environment import environment
 from automodel_optimizers.stochastic_rounding import StochasticAdamW
 
 LENGTH, BATCH = 256, 16

@@ -18,7 +18,7 @@ import tempfile
 from importlib.metadata import distributions
 from pathlib import Path
 
-from environment import environment
+from automodel_core.bench.environment import environment
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "quickstart.yaml"

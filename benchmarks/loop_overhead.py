@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from environment import environment
+from automodel_core.bench.environment import environment
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))

@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from environment import environment
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from automodel_core.bench.environment import environment
 from automodel_peft.dora import Dora
 from automodel_peft.export import adapted_layers
 from automodel_peft.lora import PeftConfig

@@ -21,10 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from environment import environment
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from automodel_core.bench.environment import environment
 from automodel_core.errors import UserError
 from automodel_core.protocols import IGNORE_INDEX
 from automodel_core.train.head import Head

@@ -148,7 +148,8 @@ def main() -> int:
         hand_written(options.hand, options.steps)
         return 0
     import torch
-    from environment import environment
+
+    from automodel_core.bench.environment import environment
 
     found = {
         "environment": environment("torch", "transformers") | {"gpus": torch.cuda.device_count()}

@@ -28,6 +28,10 @@ COMMANDS = {
         "What the model will see of the data, and what is wrong with it: data show.",
         "data:data",
     ),
+    "bench": (
+        "How fast a configuration trains here: tokens/s, MFU, memory, waits.",
+        "bench:bench",
+    ),
     "chat": ("Talk to a model, a run or an adapter in the terminal.", "chat:chat"),
     "generate": ("Answer a file of prompts.", "generate:generate"),
     "list-plugins": ("What is installed, by whom, in what state.", "list_plugins:list_plugins"),

@@ -28,14 +28,14 @@ class StepClock:
         )
         if self._events:
             self._events[0].record()
-        self._started, self._seconds = time.perf_counter(), 0.0
+        self._started = self._stopped = time.perf_counter()
 
     def stop(self) -> None:
         """The step's work has all been asked for."""
         if self._events:
             self._events[1].record()
         else:
-            self._seconds = time.perf_counter() - self._started
+            self._stopped = time.perf_counter()
 
     @property
     def done(self) -> bool:
@@ -45,9 +45,16 @@ class StepClock:
     def seconds(self) -> float:
         """Waits for the device if it must."""
         if self._events is None:
-            return self._seconds
+            return self._stopped - self._started
         self._events[1].synchronize()
         return self._events[0].elapsed_time(self._events[1]) / 1000
+
+    def since(self, before: StepClock) -> float:
+        """From the end of an earlier step to the end of this one, in seconds; waits if it must."""
+        if self._events is None:
+            return self._stopped - before._stopped
+        self._events[1].synchronize()
+        return before._events[1].elapsed_time(self._events[1]) / 1000
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,1 @@
+"""`automodel bench`: how fast a configuration trains here, and what bounds it."""
