@@ -148,6 +148,9 @@ class DataLoader:
         "A new order every epoch, drawn from the seed; false keeps the order of the data.",
         default=False,
     )
+    group_by_length: bool = key(
+        "Samples of like lengths stand together, for less padding; needs shuffle.", default=False
+    )
     collate_fn: Target = key(
         "What pads samples into a batch: a name, or a mapping with _target_ and arguments.",
         slot=Slot("collators", use="partial", given=("samples",), default="default_collater"),
@@ -290,13 +293,12 @@ class FreezeConfig:
 
 @attrs.frozen(kw_only=True)
 class PackedSequence:
-    """Several short samples in one row."""
+    """Several samples in one row, which don't see each other. A batch_size of n is n such rows."""
 
     packed_sequence_size: int = key(
         "Tokens in a packed row; 0 does not pack.",
         default=0,
         at_least=0,
-        pending="packing; write 0 or leave the section out",
     )
 
 
@@ -424,7 +426,7 @@ class RunConfig:
         "Parts of the model that do not train.",
         default=None,
     )
-    packed_sequence: PackedSequence | None = key("Sequence packing.", default=None)
+    packed_sequence: PackedSequence = key("Several samples in one row.")
     wandb: Wandb | None = key("Log to Weights & Biases.", default=None)
     loggers: list[Target] = key(
         "Where the figures of the run go besides its training.jsonl.",

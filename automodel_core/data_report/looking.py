@@ -14,7 +14,13 @@ from automodel_core.protocols import Batch
 from automodel_core.targets import Targets
 from automodel_core.train.console import Console
 from automodel_core.train.data import TrainingData, ValidationData
-from automodel_core.train.prepare import build_dataset, open_source, validation_targets
+from automodel_core.train.packing import PackedDataset
+from automodel_core.train.prepare import (
+    build_dataset,
+    open_source,
+    packed,
+    validation_targets,
+)
 from automodel_core.train.world import World
 
 
@@ -56,13 +62,16 @@ def look(
     looked = []
     for name, target in sections(config).items():
         dataset = build_dataset(targets, console, target, supplied)
+        samples, notes = len(dataset), [*getattr(dataset, "notes", ())]
+        dataset = packed(config, targets, console, dataset, supplied)
+        if isinstance(dataset, PackedDataset):
+            notes += dataset.notes
         kind = TrainingData if name == "dataset" else ValidationData
         data = kind.build(config, targets, dataset, supplied, world)
         batches = one_epoch(data) if isinstance(data, TrainingData) else data.batches()
         rows = first_rows(batches, examined)
         health = examine(rows, tokenizer, known, target.arguments.get("max_length"))
-        notes = tuple(getattr(dataset, "notes", ()))
-        looked.append(Looked(name, len(dataset), notes, rows, health))
+        looked.append(Looked(name, samples, tuple(notes), rows, health))
     return tokenizer, looked
 
 

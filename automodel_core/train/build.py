@@ -38,6 +38,7 @@ from automodel_core.train.guards import Guards, LostUpdates, check_trainable
 from automodel_core.train.loop import train
 from automodel_core.train.model_loading import load_model
 from automodel_core.train.observed import observed
+from automodel_core.train.packing import check_documents_apart
 from automodel_core.train.precision import assert_precision
 from automodel_core.train.prepare import Prepared, check_space, prepare
 from automodel_core.train.quiet import quiet_libraries
@@ -164,6 +165,18 @@ def load(
     check_trainable(model)
     assert_precision(model, prepared.precision)
     optimizer = build_optimizer(config, context, model, prepared.adapter)
+    packed = config.packed_sequence.packed_sequence_size
+    objective = Objective.of(
+        model,
+        loaded.spread,
+        context.targets.build(config.loss_fn, prepared.supplied),
+        prepared.precision,
+        prepared.device,
+        world,
+        multiple=packed or 1,  # rows of one length, whatever is in them
+    )
+    if packed:
+        check_documents_apart(objective, model)
     run = Run(
         config=config,
         world=world,
@@ -178,14 +191,7 @@ def load(
         adapter=prepared.adapter,
         tokenizer=prepared.tokenizer,
         processor=prepared.supplied["processor"],
-        objective=Objective.of(
-            model,
-            loaded.spread,
-            context.targets.build(config.loss_fn, prepared.supplied),
-            prepared.precision,
-            prepared.device,
-            world,
-        ),
+        objective=objective,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(prepared.device.type, enabled=prepared.precision.loss_scaling),
         rng=context.targets.build(

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 
 from automodel_core.config.schema import DataLoader, RunConfig, StepScheduler
@@ -16,7 +17,16 @@ from automodel_core.errors import UserError
 from automodel_core.protocols import IGNORE_INDEX, Batch, Dataset
 from automodel_core.targets import Targets
 from automodel_core.train.fingerprint import fingerprint
-from automodel_core.train.order import Cursor, EpochBatches, Layout, Order, deal, epoch_order
+from automodel_core.train.lengths import lengths_of
+from automodel_core.train.order import (
+    Cursor,
+    EpochBatches,
+    Layout,
+    Order,
+    deal,
+    epoch_order,
+    grouped_by_length,
+)
 from automodel_core.train.world import World
 
 # A loader over micro-batches of indices.
@@ -111,6 +121,7 @@ class TrainingData:
     Attributes:
         dataset: What is trained on.
         layout: How a step's samples are spread over micro-batches and ranks.
+        lengths: Tokens in each sample, if those of like lengths are to stand together.
         cursor: Where the next optimizer step begins.
     """
 
@@ -119,6 +130,7 @@ class TrainingData:
     layout: Layout
     seed: int
     shuffle: bool
+    lengths: np.ndarray | None = None
     cursor: Cursor = attrs.field(factory=Cursor)
     _order: Order = ()
     _batches: Iterator[Batch] | None = None
@@ -134,12 +146,19 @@ class TrainingData:
     ) -> TrainingData:
         """From the `dataloader` and `step_scheduler` sections."""
         section, scheduler = config.dataloader, config.step_scheduler
+        if section.group_by_length and not section.shuffle:
+            raise UserError(
+                "group_by_length changes the order of the samples, and shuffle is off.",
+                fix="write shuffle: true, or leave group_by_length out",
+                path=("dataloader", "group_by_length"),
+            )
         return cls(
             dataset=dataset,
             make_loader=loader_maker(targets, section, dataset, supplied),
             layout=plan_layout(scheduler, section.batch_size, world.data_ranks, world.data_rank),
             seed=config.rng.seed,
             shuffle=section.shuffle,
+            lengths=lengths_of(dataset) if section.group_by_length else None,
         )
 
     @cached_property
@@ -160,9 +179,7 @@ class TrainingData:
     def next_step(self) -> StepData:
         """The optimizer step that begins at the cursor."""
         if self._batches is None:
-            self._order = epoch_order(
-                len(self.dataset), self.seed, self.cursor.epoch, shuffle=self.shuffle
-            )
+            self._order = self._epoch()
             rest = EpochBatches(self._order, self.cursor.samples, self.layout)
             self._batches = iter(self.make_loader(rest))
         start = self.cursor.samples
@@ -171,10 +188,23 @@ class TrainingData:
         batches = islice(self._batches, len(mine))
         return StepData(
             epoch=self.cursor.epoch,
-            samples=[int(index) for index in group],
+            samples=self._members(group),
             batches=[b if own else unsupervised(b) for b, own in zip(batches, mine, strict=True)],
             filled=[not own for own in mine],
         )
+
+    def _epoch(self) -> Order:
+        """The order of the epoch that the cursor is in."""
+        epoch = self.cursor.epoch
+        order = epoch_order(len(self.dataset), self.seed, epoch, shuffle=self.shuffle)
+        if self.lengths is None:
+            return order
+        return grouped_by_length(order, self.lengths, self.seed, epoch)
+
+    def _members(self, group: Order) -> list[int]:
+        """The samples behind the indices of a step; a packed row has several."""
+        members = getattr(self.dataset, "members", lambda index: [index])
+        return [sample for index in group for sample in members(int(index))]
 
     def advance(self) -> None:
         """An optimizer step is done: the cursor moves past its samples."""

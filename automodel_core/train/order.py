@@ -74,6 +74,32 @@ def epoch_order(length: int, seed: int, epoch: int, *, shuffle: bool) -> Order:
     return keys.argsort(kind="stable")
 
 
+# Samples are sorted by length within so many, and stand together in blocks of so many.
+SORTED, BLOCK = 4096, 64
+
+
+def grouped_by_length(order: Order, lengths: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The same indices with those of like lengths together, in a random order of blocks.
+
+    A pure function of the order, the lengths, seed and epoch, whatever the layout: so it can be gone
+    on with from any cursor. Blocks are longer than most micro-batches, which so get samples of like
+    lengths; short and long ones alternate over an epoch, as a model should see them.
+
+    Args:
+        order: A shuffled epoch.
+        lengths: Tokens in each sample, by index.
+        seed: The run's.
+        epoch: 0 is the first.
+    """
+    order = np.asarray(order)
+    chunks = [order[start : start + SORTED] for start in range(0, len(order), SORTED)]
+    by_length = np.concatenate([chunk[lengths[chunk].argsort(kind="stable")] for chunk in chunks])
+    blocks = [by_length[start : start + BLOCK] for start in range(0, len(by_length), BLOCK)]
+    # Its own stream: the epoch's keys have been used for the order.
+    keys = np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, 1]).random_raw(len(blocks))
+    return np.concatenate([blocks[block] for block in keys.argsort(kind="stable")])
+
+
 def deal(group: Order, layout: Layout) -> list[list[int]]:
     """This rank's micro-batches of one group, in order.
 

@@ -23,6 +23,7 @@ from automodel_core.train.freezing import freeze
 from automodel_core.train.generation import Question, questions_from
 from automodel_core.train.loggers import Loggers, build_loggers
 from automodel_core.train.one_process import OneProcess
+from automodel_core.train.packing import PackedDataset, check_collated
 from automodel_core.train.precision import PrecisionPlan, plan_precision
 from automodel_core.train.run_folder import check_disk_space
 from automodel_core.train.schedule import Horizon, check_schedule, plan_horizon
@@ -73,6 +74,8 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
     loggers = build_loggers(config, context, supplied) if world.is_main else Loggers()
     dataset = build_dataset(context.targets, console, config.dataset, supplied)
     check_data(config, context.targets, source, supplied, dataset, console)
+    check_packing(config, world)
+    dataset = packed(config, context.targets, console, dataset, supplied)
     data = TrainingData.build(config, context.targets, dataset, supplied, world)
     horizon = plan_horizon(config.step_scheduler, data.steps_per_epoch)
     check_schedule(config.lr_scheduler, horizon)
@@ -80,7 +83,13 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
         name: ValidationData.build(
             config,
             context.targets,
-            build_dataset(context.targets, console, target, supplied),
+            packed(
+                config,
+                context.targets,
+                console,
+                build_dataset(context.targets, console, target, supplied),
+                supplied,
+            ),
             supplied,
             world,
         )
@@ -224,6 +233,35 @@ def build_dataset(
     if not len(dataset):
         raise UserError("The data set has no samples.", path=target.path)
     return dataset
+
+
+def check_packing(config: RunConfig, world: World) -> None:
+    """Refuse what packed rows can't go with."""
+    if config.packed_sequence.packed_sequence_size and world.sizes.cp > 1:
+        raise UserError(
+            "Packed rows can't be shared by the ranks of a sequence: their chunks would cut "
+            "documents apart.",
+            fix="write cp_size: 1, or leave packed_sequence out",
+            path=("packed_sequence", "packed_sequence_size"),
+        )
+
+
+def packed(
+    config: RunConfig,
+    targets: Targets,
+    console: Console,
+    dataset: Dataset,
+    supplied: dict[str, Any],
+) -> Dataset:
+    """The data set, in packed rows if the YAML says so."""
+    size, path = config.packed_sequence.packed_sequence_size, ("packed_sequence",)
+    if not size:
+        return dataset
+    rows = PackedDataset.plan(dataset, size, config.rng.seed, path)
+    check_collated(rows, targets.bind(config.dataloader.collate_fn, supplied), path)
+    for note in rows.notes:
+        console.say(note)
+    return rows
 
 
 def check_space(config: RunConfig, prepared: Prepared, folder: Path) -> None:

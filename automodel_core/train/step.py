@@ -7,6 +7,7 @@ micro-batches (and ranks), so it does not depend on how the samples were laid ou
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -80,7 +81,7 @@ def prepare_micro_batch(
     if batch["labels"].shape[1] % multiple:
         batch = padded(batch, multiple)
     labels = shift_labels(batch)
-    left_out = {"labels", "sample_id"} | (MASKS if is_causal_alone(batch) else set())
+    left_out = {"labels", "sample_id", *masks_left_out(batch)}
     return MicroBatch(
         inputs={
             name: on_device(tensor, device)
@@ -121,18 +122,25 @@ def padded(batch: Batch, multiple: int) -> Batch:
 MASKS = {"attention_mask", "position_ids"}
 
 
-def is_causal_alone(batch: Batch) -> bool:
-    """Whether causal attention needs no mask: text with one sample a row, padded on the right only.
+def masks_left_out(batch: Batch) -> set[str]:
+    """The masks that a model of text does better without.
 
-    No token sees the padding behind it, and nothing is learned there. With a mask, models look
-    through it on the device for padding, which the host waits for, and leave the kernels that are
-    made for causal attention.
+    Both, where causal attention is all there is: one sample a row, padded on the right only. No
+    token sees the padding behind it, and nothing is learned there. With a mask, models look through
+    it on the device for padding, which the host waits for, and leave the kernels that are made for
+    causal attention.
+
+    The attention mask, where rows are packed: models go by positions that begin again only without
+    it. Padding, of position 0, is in documents of its own then.
     """
     if batch.keys() - {"input_ids", "labels", "sample_id"} != MASKS:
-        return False
-    positions = batch["position_ids"]
+        return set()
+    positions, real = batch["position_ids"], batch["attention_mask"] != 0
     counted = torch.arange(positions.shape[1], device=positions.device)
-    return bool(((positions == counted) | (batch["attention_mask"] == 0)).all())
+    if ((positions == counted) | ~real).all():
+        return MASKS
+    begins_behind_another = (positions[:, 1:] == 0) & real[:, 1:] & real[:, :-1]
+    return {"attention_mask"} if begins_behind_another.any() else set()
 
 
 @attrs.frozen
@@ -149,6 +157,7 @@ class Objective:
         takes_positions: Whether the model is given `position_ids`.
         counts_patches: Whether it makes positions of its own for images, by time, height and width.
         rows_of: From shifted labels to the positions that the loss is computed at.
+        multiple: Rows are padded to a multiple of so many tokens.
     """
 
     token_losses: Callable[[Batch, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -159,6 +168,7 @@ class Objective:
     takes_positions: bool
     counts_patches: bool
     rows_of: Callable[[torch.Tensor], torch.Tensor | None]
+    multiple: int
 
     @classmethod
     def of(
@@ -169,6 +179,7 @@ class Objective:
         precision: PrecisionPlan,
         device: torch.device,
         world: World,
+        multiple: int = 1,
     ) -> Objective:
         """The YAML's loss on what it works on: logits, or hidden states and the head after them.
 
@@ -205,12 +216,12 @@ class Objective:
             takes_positions(model),
             counts_patches(model),
             rows_of,
+            math.lcm(multiple, world.manager.sequence_multiple),
         )
 
     def prepare(self, batch: Batch) -> MicroBatch:
         """A collated batch as this model takes it."""
-        multiple = self.world.manager.sequence_multiple
-        return prepare_micro_batch(batch, self.device, multiple, self.rows_of)
+        return prepare_micro_batch(batch, self.device, self.multiple, self.rows_of)
 
     def loss_sum(self, micro_batch: MicroBatch) -> torch.Tensor:
         """The float32 sum of the token losses, not divided by anything."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from automodel_core.protocols import ModelSource
 from automodel_core.train.console import Console
 from automodel_core.train.metrics import peak_memory_gib
+from automodel_core.train.packing import PackedDataset
 from automodel_core.train.run import Run
 from automodel_core.train.run_folder import latest_checkpoint
 
@@ -22,6 +23,7 @@ def print_plan(console: Console, run: Run, source: ModelSource) -> None:
         for name, data in run.validation.items()
     )
     layout = run.data.layout
+    unit = "rows" if isinstance(run.data.dataset, PackedDataset) else "samples"
     batch = f"{layout.micro_batch} x {layout.grad_acc_steps}"
     console.heading("Plan")
     console.facts(
@@ -29,10 +31,10 @@ def print_plan(console: Console, run: Run, source: ModelSource) -> None:
             ("model", f"{source.name}{revision}"),
             ("trains", f"{trainable:,} of {total:,} parameters"),
             ("device", str(run.objective.device)),
-            ("data", f"{len(run.data.dataset):,} samples{held_out}"),
+            ("data", f"{len(run.data.dataset):,} {unit}{held_out}"),
             (
                 "steps",
-                f"{horizon.total_steps} of {batch} samples, {horizon.steps_per_epoch} an epoch",
+                f"{horizon.total_steps} of {batch} {unit}, {horizon.steps_per_epoch} an epoch",
             ),
             ("learning rate", f"{run.peak_lr[0]:.2e}, {config.lr_scheduler.lr_decay_style}"),
             ("run folder", str(run.folder)),

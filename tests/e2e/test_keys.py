@@ -225,7 +225,7 @@ def test_validation_dataloader(automodel, squad_folder, micro_batches):
     validation = {"_target_": "squad", "dataset_name": str(squad_folder), "split": "validation"}
     short = {"validation_dataset": validation, "step_scheduler": {"max_steps": 1}}
     inherited = automodel(short)
-    assert micro_batches == [4, 4, 4], "one to train and all 8 to validate"
+    assert micro_batches == [16, 4, 4, 4], "a look at all, one to train and all 8 to validate"
     micro_batches.clear()
     loader = {
         "_target_": "torchdata.stateful_dataloader.StatefulDataLoader",
@@ -233,7 +233,7 @@ def test_validation_dataloader(automodel, squad_folder, micro_batches):
         "collate_fn": {"_target_": "default_collater", "padding_side": "left"},
     }
     own = automodel({**short, "validation_dataloader": loader}, folder="own")
-    assert micro_batches == [4, 8]
+    assert micro_batches == [16, 4, 8]
     assert own.validations[0]["loss"] == pytest.approx(inherited.validations[0]["loss"], rel=1e-5)
 
 
@@ -398,3 +398,19 @@ def test_freeze_config_of_what_the_model_lacks_is_refused_at_its_line(automodel)
     assert run.code == 2
     assert "no vision tower" in run.out
     assert "freeze_vision_tower" in run.out
+
+
+def test_dataloader_group_by_length(automodel):
+    """Every sample once in an epoch, and less padding; resumed, the same order."""
+    epoch = {"step_scheduler": {"num_epochs": 1, "max_steps": None}}
+    loader = {"batch_size": 2, "shuffle": True}
+    plain = automodel({**epoch, "dataloader": loader}, folder="plain")
+    grouped = {**epoch, "dataloader": {**loader, "group_by_length": True}}
+    run = automodel(grouped, folder="grouped")
+    assert sum(s["num_tokens"] for s in run.steps) == sum(s["num_tokens"] for s in plain.steps)
+    lengths = [step["num_tokens"] for step in run.steps]
+    assert lengths != [step["num_tokens"] for step in plain.steps]
+    stopped = {**grouped, "step_scheduler": {"max_steps": 3}}
+    automodel(stopped, folder="parts")
+    rest = automodel({**grouped, "step_scheduler": {"max_steps": 8}}, folder="parts")
+    assert rest.losses == run.losses

@@ -34,8 +34,9 @@ def default_collater(
 
     Returns:
         `input_ids`, `labels`, `attention_mask` and `position_ids`, int64 of `[batch, sequence]`.
-        Positions count from 0 at each sample's first token and are 0 on pads. Numbers under other
-        keys, such as `sample_id`, become a tensor of `[batch]`; anything else a list.
+        Positions count from 0 at each sample's first token and are 0 on pads; a packed sample's
+        own, which begin again with each document, are kept. Numbers under other keys, such as
+        `sample_id`, become a tensor of `[batch]`; anything else a list.
 
     Raises:
         UserError: `pad_to_multiple_of` is no length.
@@ -64,9 +65,9 @@ def default_collater(
         for key in PADDED:
             padded[key][row, place] = sample[key]
         padded["attention_mask"][row, place] = 1
-        padded["position_ids"][row, place] = np.arange(length)
+        padded["position_ids"][row, place] = sample.get("position_ids", np.arange(length))
     batch = {key: torch.from_numpy(array) for key, array in padded.items()}
-    others = [key for key in (samples[0] if samples else ()) if key not in PADDED]
+    others = [key for key in (samples[0] if samples else ()) if key not in padded]
     return batch | {key: gathered([sample[key] for sample in samples]) for key in others}
 
 

@@ -102,7 +102,6 @@ WRONG = {
     "number for a word": "guards: {non_finite: 1}\n",
     "negative": "lr_scheduler: {warmup_steps: -1}\n",
     "pending": "slurm: {nodes: 2}\n",
-    "pending key": "packed_sequence: {packed_sequence_size: 1024}\n",
     "no own choice": "checkpoint: {save_consolidated: false}\n",
     "validation without data": "x-a: 1\n",
     "dtype": "x-a: 1\n",

@@ -2,12 +2,20 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from automodel_core.train.order import Cursor, EpochBatches, Layout, deal, epoch_order
+from automodel_core.train.order import (
+    Cursor,
+    EpochBatches,
+    Layout,
+    deal,
+    epoch_order,
+    grouped_by_length,
+)
 
 lengths = st.integers(1, 70)
 ranks = st.integers(1, 5)
@@ -126,3 +134,22 @@ def test_a_loader_keeps_the_order_with_any_number_of_workers(workers):
         range(13), batch_sampler=batches, num_workers=workers, collate_fn=lambda rows: rows
     )
     assert list(loader) == list(batches)
+
+
+@given(st.integers(0, 9000), st.integers(0, 5), st.integers(0, 3))
+@settings(max_examples=25, deadline=None)
+def test_grouping_by_length_keeps_each_sample_once_and_like_lengths_together(length, seed, epoch):
+    lengths = np.random.default_rng(length).integers(1, 500, length)
+    if not length:
+        return
+    order = epoch_order(length, seed, epoch, shuffle=True)
+    grouped = grouped_by_length(order, lengths, seed, epoch)
+    assert sorted(grouped.tolist()) == list(range(length))
+    assert grouped.tolist() == grouped_by_length(order, lengths, seed, epoch).tolist()
+
+    def padding(of) -> int:
+        rows = [lengths[of[i : i + 8]] for i in range(0, length, 8)]
+        return sum(int(row.max()) * len(row) - int(row.sum()) for row in rows)
+
+    if length > 1000:
+        assert padding(grouped) < 0.2 * padding(np.asarray(order))

@@ -1,0 +1,182 @@
+"""Several samples in one row: which ones, and the data set of such rows.
+
+The plan is made once, from the samples in the order of the seed's first epoch, so it is the same on
+every rank and after every resume; each epoch shuffles its rows. Documents of a row don't see each
+other: their positions begin again, which the labels' shift and the attention go by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from automodel_core.errors import ConfigPath, UserError
+from automodel_core.protocols import IGNORE_INDEX, Batch, Dataset
+from automodel_core.train.lengths import lengths_of
+from automodel_core.train.order import epoch_order
+from automodel_core.train.step import Objective
+
+# Rows that are open at a time. More fill better, and cost more to look through.
+WINDOW = 256
+
+
+def first_fit(lengths: Iterable[int], size: int, window: int = WINDOW) -> list[list[int]]:
+    """Put each item in the oldest open row that has room for it; open another where none has.
+
+    First-fit bin packing (Johnson 1973) over a bounded window: with `window` rows open, the oldest
+    is closed for the next one. It looks at the items in their order and at nothing behind.
+
+    Args:
+        lengths: Of the items, none above `size`.
+        size: What a row holds.
+        window: Rows that are open at a time.
+
+    Returns:
+        For each row, the numbers of its items; rows in the order in which they were opened.
+    """
+    rows: list[list[int]] = []
+    # A ring of open rows: row r has its room at r % window, closed ones none.
+    room = np.zeros(window, dtype=np.int64)
+    for number, length in enumerate(max(each, 1) for each in lengths):
+        first = len(rows) % window  # where the oldest open row is
+        fits = room >= length
+        behind = fits[first:].argmax() if fits[first:].any() else -1
+        if behind >= 0:
+            slot = first + behind
+        elif fits[:first].any():
+            slot = fits[:first].argmax()
+        else:
+            slot = first
+            room[slot] = size
+            rows.append([])
+        # The newest row that lies in this slot.
+        row = slot + (len(rows) - 1 - slot) // window * window
+        rows[row].append(number)
+        room[slot] -= length
+    return rows
+
+
+@attrs.define(slots=False)
+class PackedDataset:
+    """Rows of several samples.
+
+    Attributes:
+        samples: The data set that they are of.
+        size: Tokens that a row holds.
+        rows: For each row, the indices of its samples.
+        notes: What the plan came to.
+    """
+
+    samples: Dataset
+    size: int
+    rows: Sequence[Sequence[int]]
+    notes: Sequence[str] = ()
+
+    @classmethod
+    def plan(cls, samples: Dataset, size: int, seed: int, path: ConfigPath) -> PackedDataset:
+        """Pack a data set, looking at it in the order of the seed's first epoch.
+
+        Raises:
+            UserError: Its samples are no tokens yet, or none fits.
+        """
+        lengths = lengths_of(samples)
+        order = np.asarray(epoch_order(len(samples), seed, 0, shuffle=True))
+        fitting = order[lengths[order] <= size]
+        if not len(fitting):
+            raise UserError(
+                f"Every sample is longer than packed_sequence_size, {size} tokens.",
+                fix=f"write {int(lengths.max())} or more, or give the data set a max_length",
+                path=path,
+            )
+        placed = first_fit(lengths[fitting].tolist(), size)
+        rows = [fitting[row].tolist() for row in placed]
+        full = int(lengths[fitting].sum()) / (len(rows) * size)
+        notes = [
+            f"{len(fitting):,} samples are packed in {len(rows):,} rows of {size:,} tokens, "
+            f"{full:.1%} full."
+        ]
+        if too_long := len(order) - len(fitting):
+            notes.append(f"Samples left out because they exceed a row: {too_long:,}.")
+        return cls(samples, size, rows, notes)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The row's tokens, labels, and positions that begin again with each sample."""
+        samples = [self.samples[sample] for sample in self.rows[index]]
+        return {
+            "input_ids": [token for each in samples for token in each["input_ids"]],
+            "labels": [label for each in samples for label in each["labels"]],
+            "position_ids": [i for each in samples for i in range(len(each["input_ids"]))],
+        }
+
+    def members(self, index: int) -> Sequence[int]:
+        """The samples in a row, by their index in the data set that they are of."""
+        return self.rows[index]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens in each row."""
+        known = lengths_of(self.samples)
+        return np.array([known[row].sum() for row in self.rows])
+
+
+def check_collated(dataset: PackedDataset, collate: Callable[..., Batch], path: ConfigPath) -> None:
+    """See that the collator leaves the positions that part documents.
+
+    Raises:
+        UserError: It doesn't.
+    """
+    row = max(range(min(len(dataset), 64)), key=lambda index: len(dataset.members(index)))
+    batch = collate([dataset[row]])
+    begins = (batch["position_ids"] == 0) & (batch["attention_mask"] != 0)
+    if int(begins.sum()) != len(dataset.members(row)):
+        raise UserError(
+            "The collator doesn't keep the `position_ids` of its samples, so documents of a packed "
+            "row couldn't be told apart.",
+            fix="write collate_fn: default_collater, or leave packed_sequence out",
+            path=path,
+        )
+
+
+@torch.no_grad()
+def check_documents_apart(objective: Objective, model: PreTrainedModel) -> None:
+    """See, by trying, that no document sees the one before it: another first document must leave
+    the loss of the second as it is.
+
+    Raises:
+        UserError: It doesn't: this model, or its attention, doesn't go by the positions.
+    """
+    length = 16
+    tokens = model.get_input_embeddings().num_embeddings
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    training = model.training
+    model.eval()
+    second = torch.randint(tokens, (2, length), generator=generator)
+    for _ in range(2):
+        first = torch.randint(tokens, (2, length), generator=generator)
+        batch = {
+            "input_ids": torch.cat([first, second], 1),
+            "labels": torch.cat([torch.full_like(first, IGNORE_INDEX), second], 1),
+            "attention_mask": torch.ones(2, 2 * length, dtype=torch.int64),
+            "position_ids": torch.arange(length).repeat(2, 2),
+        }
+        losses.append(objective.loss_sum(objective.prepare(batch)).item())
+    model.train(training)
+    if not math.isclose(*losses, rel_tol=1e-5):
+        attention = getattr(model.config, "_attn_implementation", None)
+        raise UserError(
+            f"In a packed row documents would see each other: {type(model).__name__} with "
+            f"attn_implementation {attention} doesn't keep them apart.",
+            fix="write attn_implementation: sdpa for the model, or leave packed_sequence out",
+            path=("packed_sequence", "packed_sequence_size"),
+        )
