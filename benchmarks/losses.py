@@ -224,7 +224,7 @@ def kernel_alone(shape: str, rounds: int) -> None:
         for warps in (4, 8, 16, 32):
             kernels.BLOCK, kernels.WARPS = block, warps
             calls = [
-                seconds(device, lambda: kernels.statistics_then_gradient(logits, labels, Scores()))
+                seconds(device, lambda: kernels.losses_then_gradient(logits, labels, Scores()))
                 for _ in range(rounds + 2)
             ][2:]
             ms = 1000 * statistics.median(calls)

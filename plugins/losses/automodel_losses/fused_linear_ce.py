@@ -172,8 +172,7 @@ def over_logits(
     """The loss of logits `[rows, tokens]`, which become their gradient if that is wanted."""
     kernels = softmax_on(logits.device.type)
     if gradient and part.group is None:
-        known = kernels.statistics_then_gradient(logits, labels, scores)
-        return token_losses(known, labels).sum()
+        return kernels.losses_then_gradient(logits, labels, scores).sum()
     known = kernels.statistics(logits, labels, scores, part.first)
     if part.group is not None:
         known = over_ranks(known, part.group)
