@@ -4,7 +4,8 @@
     python benchmarks/losses.py --shape tiny --cpu     # whether it runs
     python benchmarks/losses.py --kernel               # the softmax kernel's block sizes
 
-Every loss is given the same hidden states, weight and labels in bfloat16. `masked_ce` computes the
+Every loss is given the same hidden states, weight and labels in bfloat16; "float32" is with float32
+weights under autocast, as full fine-tuning is by default. `masked_ce` computes the
 logits of all positions, as models do; the others are given the supervised rows, found on the CPU,
 and their gathering is timed. "products" are the matrix products of those rows alone, which no exact
 loss can be faster than. Errors are those of the hidden states' and the weight's gradient, by their
@@ -38,6 +39,7 @@ from automodel_losses.softmax import Scores
 # Hidden size and vocabulary.
 SHAPES = {"tiny": (64, 1000), "1b": (2048, 128256), "8b": (4096, 128256)}
 MASKED = (0.0, 0.3, 0.9)
+KINDS = ("full", "frozen", "float32")
 PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy")
 
 Loss = Callable[[torch.Tensor, torch.Tensor, Head], torch.Tensor]
@@ -110,21 +112,22 @@ class Case:
         shape: Of SHAPES.
         tokens: Positions of a step.
         share: Of them, those without a label.
-        frozen: Whether the head's weight gets no gradient.
+        kind: Of KINDS.
         device: Where.
     """
 
     def __init__(
-        self, shape: str, tokens: int, share: float, frozen: bool, device: torch.device
+        self, shape: str, tokens: int, share: float, kind: str, device: torch.device
     ) -> None:
         hidden, vocabulary = SHAPES[shape]
         generator = torch.Generator().manual_seed(0)
-        self.device = device
-        self.states = torch.randn(tokens, hidden, generator=generator).bfloat16().to(device)
+        self.device, self.kind = device, kind
+        dtype = torch.float32 if kind == "float32" else torch.bfloat16
+        self.states = torch.randn(tokens, hidden, generator=generator).bfloat16().to(device, dtype)
         self.states.requires_grad_()
-        embeddings = nn.Linear(hidden, vocabulary, bias=False, device=device, dtype=torch.bfloat16)
+        embeddings = nn.Linear(hidden, vocabulary, bias=False, device=device, dtype=dtype)
         nn.init.normal_(embeddings.weight, std=0.02)
-        self.head = Head(embeddings.requires_grad_(not frozen))
+        self.head = Head(embeddings.requires_grad_(kind != "frozen"))
         labels = torch.randint(vocabulary, (tokens,), generator=generator)
         labels[torch.rand(tokens, generator=generator) < share] = IGNORE_INDEX
         rows = supervised_rows(labels[None])
@@ -134,7 +137,9 @@ class Case:
         """Forward and backward, as in a step."""
         self.states.grad = self.head.embeddings.weight.grad = None
         given = at_rows(self.states, self.labels, self.rows if selects else None)
-        total = loss(*given, self.head)
+        device = self.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.kind == "float32"):
+            total = loss(*given, self.head)
         (total / len(self.labels)).backward()
         return total.detach()
 
@@ -143,7 +148,7 @@ class Case:
         return [each.float() for each in found if each is not None]
 
     def exact(self) -> tuple[float, list[torch.Tensor]]:
-        """Loss and gradients in float32, on the host."""
+        """Loss and gradients in float32."""
         weight = self.head.embeddings.weight
         embeddings = nn.Linear(*weight.shape[::-1], bias=False, device="meta")
         embeddings.weight = nn.Parameter(weight.detach().float(), weight.requires_grad)
@@ -151,7 +156,7 @@ class Case:
         total = ChunkedCrossEntropy(512)(states, self.labels, Head(embeddings))
         (total / len(self.labels)).backward()
         found = [states.grad, embeddings.weight.grad]
-        return total.item(), [each.cpu() for each in found if each is not None]
+        return total.item(), [each for each in found if each is not None]
 
 
 def seconds(device: torch.device, call: Callable[[], object]) -> float:
@@ -171,6 +176,8 @@ def measured(case: Case, rounds: int, tokens: int) -> list[dict[str, object]]:
     on_gpu = case.device.type == "cuda"
     rows: dict[str, dict[str, object]] = {}
     candidates = losses(tokens)
+    if case.kind == "float32":
+        del candidates["products"]
     for name, (loss, selects) in list(candidates.items()):
         try:
             case.run(loss, selects)
@@ -186,7 +193,7 @@ def measured(case: Case, rounds: int, tokens: int) -> list[dict[str, object]]:
             if name != "products":
                 row["off"] = abs(total - exact_loss) / max(abs(exact_loss), 1e-9)
                 row["errors"] = [
-                    ((ours.cpu() - right).norm() / right.norm()).item()
+                    ((ours - right).norm() / right.norm()).item()
                     for ours, right in zip(case.gradients(), exact_gradients, strict=True)
                 ]
             rows[name] = row
@@ -224,7 +231,7 @@ def kernel_alone(shape: str, rounds: int) -> None:
         for warps in (4, 8, 16, 32):
             kernels.BLOCK, kernels.WARPS = block, warps
             calls = [
-                seconds(device, lambda: kernels.statistics_then_gradient(logits, labels, Scores()))
+                seconds(device, lambda: kernels.losses_then_gradient(logits, labels, Scores()))
                 for _ in range(rounds + 2)
             ][2:]
             ms = 1000 * statistics.median(calls)
@@ -232,9 +239,10 @@ def kernel_alone(shape: str, rounds: int) -> None:
 
 
 def main() -> None:
-    """A table for each shape, share of masked labels, and full or frozen head."""
+    """A table for each shape, kind and share of masked labels."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, nargs="+", default=["1b", "8b"])
+    parser.add_argument("--kind", choices=KINDS, nargs="+", default=list(KINDS))
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--cpu", action="store_true")
@@ -250,12 +258,10 @@ def main() -> None:
         return
     tables = []
     for shape in arguments.shape:
-        for frozen in (False, True):
+        for kind in arguments.kind:
             for share in MASKED:
-                case = Case(shape, arguments.tokens, share, frozen, device)
-                title = f"{shape}, {arguments.tokens} tokens, {share:.0%} masked, " + (
-                    "frozen head" if frozen else "full"
-                )
+                case = Case(shape, arguments.tokens, share, kind, device)
+                title = f"{shape}, {kind}, {arguments.tokens} tokens, {share:.0%} masked"
                 rows = measured(case, arguments.rounds, arguments.tokens)
                 show(title, rows)
                 tables.append({"title": title, "rows": rows})

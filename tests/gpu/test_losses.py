@@ -1,5 +1,9 @@
 """Fused losses on a GPU, at a real vocabulary's size, against the definition in float64."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -50,3 +54,20 @@ def test_gradients_stay_near_float64(loss, cap, kind):
         if parameter.requires_grad:
             assert parameter.grad.dtype == parameter.dtype
             assert (parameter.grad.double() - right).norm() < 0.01 * right.norm()
+
+
+def test_without_a_compiler_pytorch_does_tritons_part(tmp_path):
+    """Triton builds its launcher with the machine's C compiler."""
+    code = (
+        "from automodel_losses.fused_linear_ce import softmax_on; "
+        "print(softmax_on('cuda').__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"CC": "/no/compiler", "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["automodel_losses.softmax"]
+    assert "Triton can't compile here" in done.stderr

@@ -6,6 +6,8 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import logging
+import subprocess
 from collections.abc import Callable
 from types import ModuleType
 from typing import ClassVar, Literal, NamedTuple
@@ -21,6 +23,8 @@ from automodel_losses import softmax
 from automodel_losses.chunked_ce import ChunkedCrossEntropy, check_chunk_len
 from automodel_losses.known_gradients import with_known_gradients
 from automodel_losses.softmax import Scores
+
+logger = logging.getLogger(__name__)
 
 
 class FusedLinearCrossEntropy:
@@ -172,8 +176,7 @@ def over_logits(
     """The loss of logits `[rows, tokens]`, which become their gradient if that is wanted."""
     kernels = softmax_on(logits.device.type)
     if gradient and part.group is None:
-        known = kernels.statistics_then_gradient(logits, labels, scores)
-        return token_losses(known, labels).sum()
+        return kernels.losses_then_gradient(logits, labels, scores).sum()
     known = kernels.statistics(logits, labels, scores, part.first)
     if part.group is not None:
         known = over_ranks(known, part.group)
@@ -240,7 +243,21 @@ def as_its_own(gradient: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def softmax_on(device: str) -> ModuleType:
-    """`softmax_triton` on GPUs with Triton, else `softmax`."""
-    if device == "cuda" and importlib.util.find_spec("triton"):
-        return importlib.import_module("automodel_losses.softmax_triton")
-    return softmax
+    """`softmax_triton` on GPUs where Triton works, else `softmax`.
+
+    Triton compiles with the machine's C compiler and Python's headers, which may be missing; only a
+    launch tells.
+    """
+    if device != "cuda" or importlib.util.find_spec("triton") is None:
+        return softmax
+    kernels = importlib.import_module("automodel_losses.softmax_triton")
+    logits = torch.zeros(1, 16, device=device)
+    try:
+        kernels.losses_then_gradient(logits, logits[0, :1].long(), Scores())
+    except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        logger.warning(
+            "Triton can't compile here, so PyTorch does its part of the loss, slower: %s",
+            str(error).partition("\n")[0],
+        )
+        return softmax
+    return kernels

@@ -73,23 +73,39 @@ def to_gradient(
     gradient = (score - log_sum[:, None]).exp_()
     column, here = _place(labels, first, logits.shape[1])
     gradient.scatter_add_(1, column[:, None], -here.float()[:, None])
-    gradient.mul_(scores.scale)
-    if scores.cap is not None:
-        gradient.mul_(1 - (score / scores.cap).square_())
+    _through(scores, score, gradient)
     logits.copy_(gradient.masked_fill_((labels == IGNORE_INDEX)[:, None], 0.0))
 
 
-def statistics_then_gradient(
+def losses_then_gradient(
     logits: torch.Tensor, labels: torch.Tensor, scores: Scores
 ) -> torch.Tensor:
-    """`statistics` of a whole vocabulary, and `to_gradient` with them."""
-    known = statistics(logits, labels, scores)
-    to_gradient(logits, labels, scores, known[0] + known[1].log())
-    return known
+    """The token losses, float32 `[rows]` and 0 at IGNORE_INDEX; logits of a whole vocabulary become
+    their sum's gradient, as by `to_gradient`."""
+    score = _score(logits, scores)
+    ignored = labels == IGNORE_INDEX
+    column = labels.masked_fill(ignored, 0)[:, None]
+    log_softmax = score.log_softmax(dim=1)
+    losses = -log_softmax.gather(1, column)[:, 0]
+    gradient = log_softmax.exp_()
+    gradient.scatter_add_(1, column, gradient.new_full((), -1.0).expand_as(column))
+    _through(scores, score, gradient)
+    logits.copy_(gradient.masked_fill_(ignored[:, None], 0.0))
+    return losses.masked_fill_(ignored, 0.0)
+
+
+def _through(scores: Scores, score: torch.Tensor, gradient: torch.Tensor) -> None:
+    """The gradient by scores to that by logits, in place."""
+    if scores.scale != 1.0:
+        gradient.mul_(scores.scale)
+    if scores.cap is not None:
+        gradient.mul_(1 - (score / scores.cap).square_())
 
 
 def _score(logits: torch.Tensor, scores: Scores) -> torch.Tensor:
-    score = logits.float() * scores.scale
+    score = logits.float()
+    if scores.scale != 1.0:
+        score = score * scores.scale
     return score if scores.cap is None else torch.tanh(score / scores.cap) * scores.cap
 
 

@@ -37,13 +37,13 @@ def to_gradient(
     _launch(logits, labels, scores, log_sum, first, statistics=False, gradient=True)
 
 
-def statistics_then_gradient(
+def losses_then_gradient(
     logits: torch.Tensor, labels: torch.Tensor, scores: Scores
 ) -> torch.Tensor:
-    """See `softmax.statistics_then_gradient`; what rows of IGNORE_INDEX tell means nothing."""
-    known = torch.empty(3, len(labels), device=logits.device)
-    _launch(logits, labels, scores, known, 0, statistics=True, gradient=True)
-    return known
+    """See `softmax.losses_then_gradient`."""
+    losses = torch.empty(len(labels), device=logits.device)
+    _launch(logits, labels, scores, losses, 0, statistics=True, gradient=True)
+    return losses
 
 
 def _launch(
@@ -102,7 +102,8 @@ def _row(
     IGNORED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`known` is `[3, rows]` to write, with STATISTICS; else the log of the sum, `[rows]`."""
+    """`known` is written with STATISTICS: `[3, rows]`, or the losses `[rows]` with GRADIENT too.
+    Without, it is read: the logarithm of the sum `[rows]`."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     label = tl.load(labels + row)
@@ -122,10 +123,15 @@ def _row(
             larger = tl.maximum(largest, tl.max(score))
             exponentials = exponentials * tl.exp(largest - larger) + tl.sum(tl.exp(score - larger))
             largest = larger
-        tl.store(known + row, largest)
-        tl.store(known + rows + row, exponentials)
-        tl.store(known + 2 * rows + row, target)
         log_sum = largest + tl.log(exponentials)
+        if GRADIENT:
+            # The difference of two large scores first: their sum with the log would round it.
+            loss = largest - target + tl.log(exponentials)
+            tl.store(known + row, tl.where(counted, loss, 0.0))
+        else:
+            tl.store(known + row, largest)
+            tl.store(known + rows + row, exponentials)
+            tl.store(known + 2 * rows + row, target)
     else:
         log_sum = tl.load(known + row)
     if GRADIENT:
