@@ -16,8 +16,8 @@ def lengths_of(dataset: Dataset) -> np.ndarray:
     """
     if "input_ids" not in dataset[0]:
         raise UserError(
-            "Samples that the collator turns into tokens, such as those with images, have no lengths "
-            "to go by.",
+            "Samples that the collator turns into tokens, such as those with images, have no "
+            "lengths to go by.",
             fix="leave packed_sequence and group_by_length out",
         )
     known = getattr(dataset, "lengths", None)

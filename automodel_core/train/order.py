@@ -81,8 +81,8 @@ SORTED, BLOCK = 4096, 64
 def grouped_by_length(order: Order, lengths: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """The same indices with those of like lengths together, in a random order of blocks.
 
-    A pure function of the order, the lengths, seed and epoch, whatever the layout: so it can be gone
-    on with from any cursor. Blocks are longer than most micro-batches, which so get samples of like
+    A pure function of the order, the lengths, seed and epoch, whatever the layout, so a run may go
+    on from any cursor. Blocks are longer than most micro-batches, which so get samples of like
     lengths; short and long ones alternate over an epoch, as a model should see them.
 
     Args:
