@@ -15,10 +15,10 @@ quickstart: $(INSTALLED)
 	$(BIN)/automodel run examples/quickstart.yaml --fresh
 
 test: $(INSTALLED)
-	CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"
+	CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu"
 
 test-all: $(INSTALLED)
-	CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 -m "not gpu"
+	CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu"
 
 test-gpu:
 	HF_HUB_OFFLINE=1 python3 -m pytest -q -m gpu tests/gpu

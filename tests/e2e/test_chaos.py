@@ -57,7 +57,9 @@ def kill_and_compare(started, automodel, changes, memory, tmp_path_factory):
     return check
 
 
-@pytest.mark.parametrize(("kills", "async_save"), [(2, False), (1, True)])
+@pytest.mark.parametrize(
+    ("kills", "async_save"), [pytest.param(2, False, marks=pytest.mark.slow), (1, True)]
+)
 def test_killed_at_random_instants_the_run_ends_as_the_unbroken_one(
     kill_and_compare, kills, async_save
 ):

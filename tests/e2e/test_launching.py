@@ -56,6 +56,7 @@ def test_a_signal_saves_on_all_ranks_and_the_run_goes_on(launched):
     assert [each["step"] for each in resumed.steps] == list(range(1, step + 3))
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_once_with_its_exit_code(launched):
     found = launched({"distributed": {"_target_": "fsdp2", "tp_size": 3}}, *BOTH).finish()
     assert found.code == 2, found.out

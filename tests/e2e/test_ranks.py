@@ -112,7 +112,7 @@ def assert_same_weights(found: Finished, expected: Finished) -> None:
 
 
 # The pairs of the default suite; the others take too long for it.
-FAST = [("ddp", "full"), ("fsdp2", "chunked loss"), ("fsdp2", "lora"), ("tp+sp", "full")]
+FAST = [("ddp", "full"), ("fsdp2", "lora"), ("tp+sp", "full")]
 PAIRS = [
     pytest.param(layout, kind, marks=() if (layout, kind) in FAST else pytest.mark.slow)
     for layout in TWO
@@ -230,6 +230,7 @@ def test_updates_that_bfloat16_rounds_away_are_measured_on_sharded_weights(torch
     assert found.out.count("guard lost_updates") == 1
 
 
+@pytest.mark.slow
 def test_weights_that_are_drawn_are_those_of_one_process(torchrun, automodel, tiny_model):
     model = {"_target_": "causal_lm_from_config", "config": str(tiny_model)}
     drawn = {**CHANGES, "model": {**model, "pretrained_model_name_or_path": None}}
@@ -238,6 +239,7 @@ def test_weights_that_are_drawn_are_those_of_one_process(torchrun, automodel, ti
     assert two.losses == pytest.approx(one.losses, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_rank_without_a_sample_of_a_step_keeps_the_others_company(torchrun, automodel):
     five = {"dataset": {"limit_dataset_samples": 5}, "step_scheduler": {"num_epochs": 2}}
     one = automodel({**five, "dataloader": {"batch_size": 4}}, folder="one")
@@ -246,6 +248,7 @@ def test_a_rank_without_a_sample_of_a_step_keeps_the_others_company(torchrun, au
     assert two.losses == pytest.approx(one.losses, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_sizes_that_do_not_multiply_to_the_world_are_refused(torchrun):
     found = torchrun(2, {"distributed": {"_target_": "fsdp2", "tp_size": 3}})
     assert found.code != 0

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from tests.same_run import after_step, assert_same_run
+from tests.variants import mostly_slow
 
 # Steps long enough to be hit: eight micro-batches of one padded sample.
 CHANGES = {
@@ -37,7 +38,7 @@ def unbroken(automodel, changes, memory, tmp_path_factory):
     return memory["run"]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", mostly_slow(["SIGTERM", "SIGINT", "SIGUSR1"], fast=["SIGTERM"]))
 def test_a_signal_ends_the_run_after_its_step_and_saves(
     started, automodel, changes, unbroken, name
 ):

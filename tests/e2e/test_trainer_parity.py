@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from automodel_core.cli import main
 from tests.trainer import SAME, STEPS, trainer_losses
+from tests.variants import mostly_slow
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_fifty_steps_follow_transformers_trainer(automodel, base, referee):
 VARIANTS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", mostly_slow(VARIANTS, fast=["lora"]))
 def test_fifty_steps_of_an_adapter_follow_peft(automodel, base, referee, tmp_path, name):
     """From PEFT's own first values; then through PEFT's file and a merged model."""
     layers = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]

@@ -14,7 +14,7 @@ from automodel_losses.softmax import Scores
 
 # Of a row at a time. One row of 128,256 bfloat16 logits is 250 KB; 132 of them are in an H100's
 # L2 cache at once.
-BLOCK, WARPS = 8192, 16
+BLOCK, WARPS = 32768, 32
 
 
 def statistics(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.plugins.distributed.training import Case, train_alone, train_spread
+from tests.variants import mostly_slow
 
 CASES = {
     "full": Case(),
@@ -54,14 +55,28 @@ def assert_same(ranks, expected):
     assert len({tuple(rank.norms) for rank in ranks}) == 1
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+FAST = [
+    ("ddp", "full"),
+    ("ddp", "lora fused"),
+    ("fsdp2", "tied fused"),
+    ("fsdp2", "lora"),
+    ("fsdp2", "frozen embeddings"),
+]
+
+
+@pytest.mark.parametrize(("way", "case"), mostly_slow(["ddp", "fsdp2"], CASES, fast=FAST))
 def test_two_ranks_train_as_one(two_ranks, way, case):
     assert_same(two_ranks.run(train_spread, CASES[case], *WAYS_ON_TWO[way]), alone(case))
 
 
-@pytest.mark.parametrize("case", ["tied", "lora"])
-@pytest.mark.parametrize("way", ["fsdp2 kept", "copies", "offload"])
+@pytest.mark.parametrize(
+    ("way", "case"),
+    mostly_slow(
+        ["fsdp2 kept", "copies", "offload"],
+        ["tied", "lora"],
+        fast=[("offload", "lora"), ("copies", "tied")],
+    ),
+)
 def test_the_options_of_fsdp2_change_no_number(two_ranks, way, case):
     assert_same(two_ranks.run(train_spread, CASES[case], *WAYS_ON_TWO[way]), alone(case))
 

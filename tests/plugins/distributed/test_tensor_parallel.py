@@ -7,6 +7,7 @@ import pytest
 
 from tests.plugins.distributed.test_parity import assert_same
 from tests.plugins.distributed.training import Case, train_alone, train_spread
+from tests.variants import mostly_slow
 
 TP = {"tp_size": 2}
 TP_SP = {"tp_size": 2, "sequence_parallel": True}
@@ -58,13 +59,21 @@ def assert_same_steps(ranks, name, options, steps):
     assert_same(ranks.run(train_spread, case, "FSDP2Manager", options), alone(name, steps))
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("options", [TP, TP_SP], ids=["tp", "tp+sp"])
-def test_two_ranks_share_layers_and_train_as_one(two_ranks, options, case):
-    assert_same_steps(two_ranks, case, options, steps=5)
+FAST = [
+    ("tp", "tied chunked"),
+    ("tp", "full"),
+    ("tp+sp", "lora fused with biases"),
+    ("tp+sp", "uneven vocabulary chunked"),
+    ("tp+sp", "a loss on whole logits"),
+]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("way", "case"), mostly_slow(["tp", "tp+sp"], CASES, fast=FAST))
+def test_two_ranks_share_layers_and_train_as_one(two_ranks, way, case):
+    assert_same_steps(two_ranks, case, {"tp": TP, "tp+sp": TP_SP}[way], steps=5)
+
+
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, fast=["Gemma2", "Qwen3"]))
 def test_every_kind_of_model_in_the_table_trains_as_on_one(two_ranks, family):
     spread = two_ranks.run(train_spread, family_case(family), "FSDP2Manager", TP_SP)
     assert_same(spread, family_alone(family))

@@ -10,7 +10,9 @@ import pytest
 from ruamel.yaml import YAML
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_is_marked_as_one_that_goes_on(base_config, tmp_path, offline_runs, stop):
     run = tmp_path / "run"
     config = base_config | {

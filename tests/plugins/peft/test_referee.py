@@ -16,6 +16,7 @@ from automodel_peft.lora_plus import LoraPlus
 from automodel_peft.pissa import Pissa
 from automodel_peft.rslora import RsLora
 from tests.plugins.peft.models import VOCABULARY, adapted, llama, logits, train
+from tests.variants import mostly_slow
 
 LAYERS = ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]
 STEPS, RATE = 50, 3e-3
@@ -51,8 +52,9 @@ def assert_same_losses(ours, theirs):
     assert ours[-1] < ours[0]
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "bias"), mostly_slow(VARIANTS, [False, True], fast=[("dora", True)])
+)
 def test_the_losses_of_a_run(variant, bias, tmp_path):
     base = llama(attention_bias=bias, mlp_bias=bias)
     make, settings = VARIANTS[variant]
