@@ -27,6 +27,7 @@ from automodel_models.families import Family
 from automodel_models.generation_config import make_savable
 from automodel_models.quiet import quiet_transformers
 from automodel_models.remote_code import HOW_TO_TRUST
+from automodel_models.without_videos import read_without_videos, reads_videos
 
 # How a folder that holds a tokenizer shows it. transformers makes an empty one of any other.
 TOKENIZER_FILES = (
@@ -65,7 +66,7 @@ def read_tokenizer(
 
 def read_processor(folder: Path, name: str, trusted: bool, argument: str) -> ProcessorMixin:
     """The processor in a model's folder: tokenizer, image processor and chat template in one. The
-    image processors work on Pillow and NumPy where torchvision isn't installed.
+    image processors work on Pillow and NumPy where torchvision isn't installed; videos need it.
 
     Raises:
         UserError: There is none, or it lacks a package.
@@ -73,7 +74,10 @@ def read_processor(folder: Path, name: str, trusted: bool, argument: str) -> Pro
     elsewhere = "name another in a processor: section, with pretrained_model_name_or_path"
     try:
         with quiet_transformers():
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trusted)
+            if not trusted and reads_videos(folder):
+                processor = read_without_videos(folder)
+            else:
+                processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trusted)
     except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
         said = " ".join(str(error).split())
         raise UserError(
