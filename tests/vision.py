@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,20 @@ def said(role: str, *parts: str | None) -> dict[str, Any]:
     """A message; None stands for an image."""
     content = [{"type": "image"} if p is None else {"type": "text", "text": p} for p in parts]
     return {"role": role, "content": content}
+
+
+def write_conversations(folder: Path, rows: int = 8) -> Path:
+    """Questions about images in files beside them, two images in every fourth row; a file of
+    `{"messages": [...]}`."""
+    lines = []
+    for row in range(rows):
+        names = [f"{row}.png", "0.png"] if row % 4 == 3 else [f"{row}.png"]
+        picture(row, (60, 40) if row % 2 else (40, 60)).save(folder / names[0])
+        parts: list[dict[str, str]] = [{"type": "image", "image": name} for name in names]
+        parts.append({"type": "text", "text": f"What is {row} plus one?"})
+        said = "The sum is 13." if row % 3 else "A city by the sea."
+        answer = {"role": "assistant", "content": said}
+        lines.append(json.dumps({"messages": [{"role": "user", "content": parts}, answer]}))
+    path = folder / "data.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -106,14 +106,17 @@ def on_device(value: Any, device: torch.device) -> Any:
 
 
 def padded(batch: Batch, multiple: int) -> Batch:
-    """Rows made longer on the right; what isn't `[batch, sequence]` stays as it is."""
+    """Rows made longer on the right; what isn't whole numbers `[batch, sequence]`, one for each
+    token, stays as it is. Pixels can have that shape by chance."""
     shape = batch["labels"].shape
     more = (0, -shape[1] % multiple)
     fill = {"labels": IGNORE_INDEX}
     longer = {
         name: torch.nn.functional.pad(tensor, more, value=fill.get(name, 0))
         for name, tensor in batch.items()
-        if isinstance(tensor, torch.Tensor) and tensor.shape == shape
+        if isinstance(tensor, torch.Tensor)
+        and tensor.shape == shape
+        and not tensor.is_floating_point()
     }
     return batch | longer
 
