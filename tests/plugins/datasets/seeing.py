@@ -7,7 +7,7 @@ from collections.abc import Callable
 import transformers
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
-from automodel_models.without_videos import VideoSettings
+from automodel_core.processors import VideoSettings
 from tests.tiny import train_bpe
 
 GEMMA = (
