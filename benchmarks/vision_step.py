@@ -248,7 +248,7 @@ def in_a_process(side: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Print a line for each turn of each side."""
+    """Read the command; a side is started by `in_a_process`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="gemma3-4b")
     parser.add_argument("--batch", type=int, default=4)
@@ -264,11 +264,16 @@ def main() -> None:
     if not 0 < arguments.warmup < arguments.steps:
         raise SystemExit("--warmup must be less than --steps, and at least 1")
     if arguments.side == "prepare":
-        return prepare(arguments.folder, arguments)
-    if arguments.side:
+        prepare(arguments.folder, arguments)
+    elif arguments.side:
         found = SIDES[arguments.side](arguments.folder, arguments)
         (arguments.folder / f"{arguments.side}.json").write_text(json.dumps(found))
-        return None
+    else:
+        compare(arguments)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Let the sides take turns, and print what each of them reached."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         in_a_process("prepare", folder)
