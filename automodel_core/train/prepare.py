@@ -214,7 +214,8 @@ def load_readers(
     if config.processor is not None:
         processor = load_section(read_processor, config.processor, "processor")
     else:
-        processor = source.load_processor()
+        with at(config.model.path):
+            processor = source.load_processor()
     if config.tokenizer is not None:
         tokenizer = load_section(read_tokenizer, config.tokenizer, "tokenizer")
         processor = None if processor is None else with_tokenizer(processor, tokenizer)
