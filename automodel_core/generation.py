@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import attrs
 import torch
@@ -39,6 +40,7 @@ def generate(
     *,
     processors: Sequence[LogitsProcessor] = (),
     streamer: BaseStreamer | None = None,
+    seen: Mapping[str, Any] | None = None,
 ) -> list[Continuation]:
     """The most probable next token, again and again, after each prompt of a batch.
 
@@ -53,6 +55,7 @@ def generate(
         max_new_tokens: The limit, for every prompt.
         processors: Applied to the logits after those of the model's generation settings.
         streamer: Told each token as it comes; takes one prompt alone.
+        seen: What else the model is called with, such as pixels; goes with one prompt alone.
     """
     width = max(len(prompt) for prompt in prompts)
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -62,7 +65,12 @@ def generate(
         ids[row, :padding] = prompt[0]
         ids[row, padding:] = torch.tensor(prompt)
         mask[row, padding:] = 1
+    shown = {
+        name: value.to(model.device) if torch.is_tensor(value) else value
+        for name, value in (seen or {}).items()
+    }
     out = model.generate(
+        **shown,
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=max_new_tokens,

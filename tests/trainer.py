@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from automodel_core.protocols import Batch, Dataset
 from automodel_datasets.collate import default_collater
 from automodel_datasets.squad import make_squad_dataset
 
@@ -27,6 +30,9 @@ class RawLosses(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        # Some models that see tell Trainer otherwise, which then averages micro-batches however
+        # many tokens each has. Their loss takes the step's count like any other's.
+        self.model_accepts_loss_kwargs = True
         self.micro_losses = []
 
     def training_step(self, *args, **kwargs):
@@ -51,10 +57,20 @@ def trainer_losses(
     dataset = make_squad_dataset(
         tokenizer=tokenizer, model_config=model.config, dataset_name=str(data), split="train"
     )
-    samples = [dataset[i] for i in range(len(dataset))]
+    return losses_on(dataset, model, lambda rows: default_collater(rows, tokenizer), scratch, STEPS)
+
+
+def losses_on(
+    dataset: Dataset,
+    model: PreTrainedModel | PeftModel,
+    collate: Callable[[list[Any]], Batch],
+    scratch: Path,
+    steps: int,
+) -> list[float]:
+    """Train a float32 model on samples in their order; the loss of every optimizer step."""
     arguments = TrainingArguments(
         output_dir=str(scratch / "trainer"),
-        max_steps=STEPS,
+        max_steps=steps,
         per_device_train_batch_size=MICRO_BATCH,
         gradient_accumulation_steps=ACCUMULATION,
         learning_rate=LR,
@@ -72,8 +88,8 @@ def trainer_losses(
     trainer = RawLosses(
         model=model,
         args=arguments,
-        train_dataset=samples,
-        data_collator=lambda rows: default_collater(rows, tokenizer=tokenizer),
+        train_dataset=[dataset[i] for i in range(len(dataset))],
+        data_collator=collate,
     )
     trainer.train()
     # Trainer divides each micro-batch by the tokens of the whole step: a step's loss is their sum.

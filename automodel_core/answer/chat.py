@@ -6,6 +6,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import attrs
 from rich.console import Console
@@ -14,13 +15,17 @@ from rich.text import Text
 from transformers import PreTrainedModel
 
 from automodel_core.answer.loading import context_length
-from automodel_core.answer.prompting import Message, Prompter, room_for
+from automodel_core.answer.prompting import Message, Prompt, Prompter, room_for
 from automodel_core.answer.sampling import Sampling
 from automodel_core.answer.streaming import TextStream, shown
 from automodel_core.errors import UserError
 from automodel_core.generation import Continuation, end_tokens, generate
+from automodel_core.images import decode
 
-COMMANDS = "/reset forgets the conversation, /system TEXT begins one with TEXT, /exit leaves"
+COMMANDS = (
+    "/reset forgets the conversation, /system TEXT begins one with TEXT, /image FILE shows an "
+    "image with the next line, /exit leaves"
+)
 
 
 @attrs.define
@@ -59,6 +64,7 @@ class Chat:
         sampling: How answers are drawn.
         max_new_tokens: The longest answer.
         system: The system's words, or "".
+        images: Files that are shown with the first line of each conversation.
     """
 
     def __init__(
@@ -68,15 +74,17 @@ class Chat:
         sampling: Sampling,
         max_new_tokens: int,
         system: str = "",
+        images: Sequence[str] = (),
     ) -> None:
         self.speakers, self.prompter, self.sampling = speakers, prompter, sampling
-        self.max_new_tokens, self.system = max_new_tokens, system
+        self.max_new_tokens, self.system, self.images = max_new_tokens, system, tuple(images)
         self.notes = Console(stderr=True, highlight=False, soft_wrap=True)
         self.turn = 0
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was said, but for the system's words."""
+        """Forget what was said, but for the system's words and the images to begin with."""
+        self.waiting = list(self.images)
         for speaker in self.speakers:
             speaker.messages = [{"role": "system", "content": self.system}] if self.system else []
 
@@ -107,6 +115,9 @@ class Chat:
 
     def obey(self, word: str, rest: str) -> None:
         """A line that begins with a slash."""
+        if word == "/image":
+            self.show(rest)
+            return
         if word not in ("/reset", "/system"):
             self.note(f"There is no {word}: {COMMANDS}.")
             return
@@ -118,6 +129,17 @@ class Chat:
         self.reset()
         self.note("A new conversation.")
 
+    def show(self, file: str) -> None:
+        """An image for the next line."""
+        try:
+            require_sight(self.prompter)
+            decode(Path(file).expanduser())
+        except UserError as error:
+            self.note(f"{file}: {error.message}")
+            return
+        self.waiting.append(file)
+        self.note(f"{file} is shown with the next line.")
+
     def respond(self, line: str) -> None:
         """Print the answer, or the answers side by side, and remember what was said.
 
@@ -126,28 +148,42 @@ class Chat:
             UserError: The chat template refuses the conversation.
         """
         self.turn += 1
-        prompts = [self.prompt(speaker, line) for speaker in self.speakers]
+        asked = self.asked(line)
+        prompts = [self.prompt(speaker, asked) for speaker in self.speakers]
+        self.waiting.clear()
         if len(self.speakers) == 1:
             answers = [self.stream(self.speakers[0], prompts[0])]
         else:
             answers = self.side_by_side(prompts)
         for speaker, answer in zip(self.speakers, answers, strict=True):
             if self.prompter.chats and answer:
-                speaker.messages.append({"role": "user", "content": line})
+                speaker.messages.append(asked)
                 speaker.messages.append({"role": "assistant", "content": answer})
 
-    def prompt(self, speaker: Speaker, line: str) -> list[int]:
-        """The tokens that the next answer follows."""
-        if self.prompter.chats:
-            ids = self.prompter.conversation([*speaker.messages, {"role": "user", "content": line}])
-        else:
-            ids = self.prompter.ask(line)
-        context = context_length(speaker.model.config)
-        if room_for(ids, context, self.max_new_tokens) < 1:
-            raise PromptTooLong(len(ids), context)
-        return ids
+    def asked(self, line: str) -> Message:
+        """What the user says, with the images that wait to be shown."""
+        if not self.waiting:
+            return {"role": "user", "content": line}
+        images = [{"type": "image", "image": str(Path(f).expanduser())} for f in self.waiting]
+        return {"role": "user", "content": [*images, {"type": "text", "text": line}]}
 
-    def stream(self, speaker: Speaker, prompt: list[int]) -> str:
+    def prompt(self, speaker: Speaker, asked: Message) -> Prompt:
+        """What the next answer follows.
+
+        Raises:
+            PromptTooLong: There is no room for an answer.
+            UserError: The chat template refuses the conversation.
+        """
+        if self.prompter.chats:
+            prompt = self.prompter.conversation([*speaker.messages, asked])
+        else:
+            prompt = self.prompter.ask(asked["content"])
+        context = context_length(speaker.model.config)
+        if room_for(prompt, context, self.max_new_tokens) < 1:
+            raise PromptTooLong(len(prompt.ids), context)
+        return prompt
+
+    def stream(self, speaker: Speaker, prompt: Prompt) -> str:
         """An answer that is printed as it comes; what there is of it if the user stops it."""
 
         def write(text: str) -> None:
@@ -166,7 +202,7 @@ class Chat:
             self.note(cut or "The answer is empty.")
         return answer
 
-    def side_by_side(self, prompts: Sequence[list[int]]) -> list[str]:
+    def side_by_side(self, prompts: Sequence[Prompt]) -> list[str]:
         """The answer of each speaker, printed in a column of its own; none if the user stops it."""
         table, answers = Table(expand=True), []
         try:
@@ -181,17 +217,18 @@ class Chat:
         return answers
 
     def continuation(
-        self, speaker: Speaker, prompt: list[int], stream: TextStream | None = None
+        self, speaker: Speaker, prompt: Prompt, stream: TextStream | None = None
     ) -> Continuation:
         """One answer, told to `stream` as it comes."""
         context = context_length(speaker.model.config)
         return generate(
             speaker.model,
-            [prompt],
+            [prompt.ids],
             end_tokens(speaker.model, self.prompter.tokenizer),
             room_for(prompt, context, self.max_new_tokens),
             processors=self.sampling.processors([self.turn]),
             streamer=stream,
+            seen=prompt.seen,
         )[0]
 
     def note(self, text: str) -> None:
@@ -203,6 +240,16 @@ class Chat:
         if self.prompter.write is not None:
             how = f"asked as in training: {self.prompter.write('...')}"
         return f"The model has no chat template. Each line is taken on its own and {how}"
+
+
+def require_sight(prompter: Prompter) -> None:
+    """Refuse images for a model without a processor, or without a template to put them in.
+
+    Raises:
+        UserError: It is one.
+    """
+    if prompter.processor is None or not prompter.chats:
+        raise UserError("This model reads no images.", fix="leave --image out")
 
 
 def typed_lines() -> Iterator[str]:

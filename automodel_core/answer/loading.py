@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 from automodel_core.errors import UserError
+from automodel_core.processors import read_processor
 from automodel_core.protocols import Adapter, ModelSource
 from automodel_core.targets import at
-from automodel_core.train.prepare import load_auto
+from automodel_core.train.freezing import freeze
+from automodel_core.train.prepare import load_section, read_tokenizer
 from automodel_core.train.rng import seed_everything
 
 if TYPE_CHECKING:
@@ -31,6 +38,7 @@ class OpenedModel:
     found: FoundModel
     source: ModelSource
     tokenizer: PreTrainedTokenizerBase
+    processor: ProcessorMixin | None = None
 
     def build_adapter(self) -> Adapter | None:
         """The adapter, if it has one; not yet applied.
@@ -44,7 +52,7 @@ class OpenedModel:
             return None
         supplied: dict[str, Any] = {
             "tokenizer": self.tokenizer,
-            "processor": self.source.load_processor(),
+            "processor": self.processor,
             "model_config": self.source.config,
             "seed": found.seed,
         }
@@ -66,6 +74,7 @@ class OpenedModel:
                 if found.weights is None:
                     self.source.check_vocabulary(model, self.tokenizer)
             if adapter is not None:
+                freeze(model, found.freezing)  # adapters leave frozen modules alone
                 with at(found.peft.path):
                     adapter.apply(model)
                     if found.adapter is not None:
@@ -73,12 +82,12 @@ class OpenedModel:
         return model.eval()
 
 
-def open_model(found: FoundModel, tokenizer: PreTrainedTokenizerBase | None = None) -> OpenedModel:
-    """Build what `found` names but for its weights: the model's source and its tokenizer.
+def open_model(found: FoundModel, like: OpenedModel | None = None) -> OpenedModel:
+    """Build what `found` names but for its weights: the model's source, tokenizer and processor.
 
     Args:
         found: From `find_model`.
-        tokenizer: Use this one instead.
+        like: Take the tokenizer and the processor of this one instead.
 
     Raises:
         ConfigError: At the line of the run's configuration that is at fault.
@@ -86,15 +95,32 @@ def open_model(found: FoundModel, tokenizer: PreTrainedTokenizerBase | None = No
     """
     with found.placed():
         source: ModelSource = found.targets.build(found.model, {"seed": found.seed})
-        if tokenizer is None:
-            tokenizer = load_tokenizer(found, source)
-    return OpenedModel(found=found, source=source, tokenizer=tokenizer)
+        if like is not None:
+            return OpenedModel(
+                found=found, source=source, tokenizer=like.tokenizer, processor=like.processor
+            )
+        processor = load_processor(found, source)
+        tokenizer = load_tokenizer(found, source, processor)
+    return OpenedModel(found=found, source=source, tokenizer=tokenizer, processor=processor)
 
 
-def load_tokenizer(found: FoundModel, source: ModelSource) -> PreTrainedTokenizerBase:
-    """The tokenizer that was saved beside the model or adapter, else the model's own."""
+def load_processor(found: FoundModel, source: ModelSource) -> ProcessorMixin | None:
+    """The processor that was saved beside the model or adapter, else the model's own."""
+    if found.processor is not None:
+        return load_section(read_processor, found.processor, "processor")
+    with at(found.model.path):
+        return source.load_processor()
+
+
+def load_tokenizer(
+    found: FoundModel, source: ModelSource, processor: ProcessorMixin | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that was saved beside the model or adapter, else the processor's, else the
+    model's own."""
     if found.tokenizer is not None:
-        return load_auto(AutoTokenizer, found.tokenizer, "tokenizer")
+        return load_section(read_tokenizer, found.tokenizer, "tokenizer")
+    if processor is not None:
+        return processor.tokenizer
     with at(found.model.path):
         return source.load_tokenizer()
 

@@ -105,12 +105,14 @@ def check_messages(messages: Any) -> None:
     well_formed = isinstance(messages, list) and all(
         isinstance(each, dict)
         and isinstance(each.get("role"), str)
-        and isinstance(each.get("content"), str)
+        and is_content(each.get("content"))
         for each in messages
     )
     if not well_formed or not messages:
         raise UserError(
-            "`messages` must be a list of objects with `role` and `content`, both texts.",
+            "`messages` must be a list of objects with `role` and `content`, both texts; the "
+            'content may be a list of {"type": "text", "text": "..."} and '
+            '{"type": "image", "image": "FILE"}.',
             fix=f"write {EXAMPLES}",
         )
     if messages[-1]["role"] == "assistant":
@@ -118,3 +120,23 @@ def check_messages(messages: Any) -> None:
             "The last message is the assistant's, so there is nothing to answer.",
             fix="leave that message out",
         )
+
+
+def is_content(content: Any) -> bool:
+    """Whether it is a text, or a list of parts that are texts or images by their files' names."""
+    if isinstance(content, str):
+        return True
+    return isinstance(content, list) and all(
+        isinstance(part, dict)
+        and part.get("type") in ("text", "image")
+        and isinstance(part.get(part["type"]), str)
+        for part in content
+    )
+
+
+def shows_images(record: Mapping[str, Any]) -> bool:
+    """Whether a line has an image among its messages."""
+    contents = (each["content"] for each in record.get("messages", ()))
+    return any(
+        part["type"] == "image" for each in contents if isinstance(each, list) for part in each
+    )

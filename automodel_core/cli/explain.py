@@ -56,6 +56,7 @@ def selection_lines(loaded: Loaded) -> Sequence[str]:
         ConfigError: The adapter can't be used, or fits nothing in the model.
     """
     from automodel_core.answer.loading import open_model  # imports torch
+    from automodel_core.train.freezing import freeze
 
     try:
         found = from_configuration(loaded)
@@ -63,6 +64,8 @@ def selection_lines(loaded: Loaded) -> Sequence[str]:
         model = opened.source.empty_model()
     except (ConfigError, UserError) as error:
         return [f"what it selects is not known: {str(error).splitlines()[0]}"]
+    with found.placed():
+        freeze(model, found.freezing)
     with found.placed(), at(found.peft.path):
         selection = opened.build_adapter().select(model)
     total = opened.source.parameter_count

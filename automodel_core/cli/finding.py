@@ -6,6 +6,7 @@ chat, generate and explain share it. Nothing here imports torch: the weights are
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import attrs
 
 from automodel_core.cli.loading import Loaded, load
 from automodel_core.config.report import ConfigError, Problem
-from automodel_core.config.schema import PreProcessor, RunConfig, Target
+from automodel_core.config.schema import FreezeConfig, PreProcessor, RunConfig, Target
 from automodel_core.config.secrets import variables_in
 from automodel_core.errors import UserError
 from automodel_core.peft_folder import base_of_adapter, peft_target
@@ -44,6 +45,7 @@ class FoundModel:
         adapter: The folder that `Adapter.load` reads after `apply`; None if `peft` itself names it.
         before: The model that a run with all weights started from.
         tokenizer: The tokenizer, if it is not the model's own.
+        processor: The processor, likewise.
         loaded: The configuration of the run that made it, if one did.
         targets: Builds `model` and `peft` under the reader's trust policy.
     """
@@ -55,6 +57,7 @@ class FoundModel:
     adapter: Path | None = None
     before: Target | None = None
     tokenizer: PreProcessor | None = None
+    processor: PreProcessor | None = None
     loaded: Loaded | None = None
     targets: Targets
 
@@ -62,6 +65,11 @@ class FoundModel:
     def config(self) -> RunConfig | None:
         """The configuration of the run that made it, if one did."""
         return self.loaded.config if self.loaded else None
+
+    @property
+    def freezing(self) -> FreezeConfig | None:
+        """What that run froze."""
+        return self.config.freeze_config if self.config else None
 
     @property
     def seed(self) -> int:
@@ -103,6 +111,7 @@ def find_model(
     allow: Sequence[str] = (),
     no_plugin: Sequence[str] = (),
     remote_code: bool = False,
+    sees: bool = False,
 ) -> FoundModel:
     """Find out what `where` is, without reading weights.
 
@@ -112,6 +121,8 @@ def find_model(
         allow: What a run's configuration may name besides the installed plugins.
         no_plugin: Plugins to leave out.
         remote_code: Whether a model's own Python may run.
+        sees: Whether it will be shown images, which tells what kind a model on the Hub must be. A
+            folder says it itself.
 
     Raises:
         ConfigError: The configuration of a run can't be used any more.
@@ -138,8 +149,9 @@ def find_model(
         Trust.from_environment(allow, remote_code=remote_code),
     )
     if (path / "adapter_config.json").is_file():
-        return from_adapter(path, targets)
-    return FoundModel(name=where, model=plain_model(where, remote_code), targets=targets)
+        return from_adapter(path, targets, sees)
+    model = plain_model(where, remote_code, sees)
+    return FoundModel(name=where, model=model, targets=targets)
 
 
 def from_configuration(loaded: Loaded) -> FoundModel:
@@ -155,6 +167,7 @@ def from_configuration(loaded: Loaded) -> FoundModel:
         model=config.model,
         peft=config.peft,
         tokenizer=config.tokenizer,
+        processor=config.processor,
         loaded=loaded,
         targets=loaded.targets,
     )
@@ -173,6 +186,7 @@ def from_checkpoint(checkpoint: Path, loaded: Loaded) -> FoundModel:
         "loaded": loaded,
         "targets": targets,
         "tokenizer": PreProcessor(pretrained_model_name_or_path=str(folder)),
+        "processor": saved_processor(folder),
     }
     if config.peft is not None:
         return FoundModel(model=config.model, peft=config.peft, adapter=folder, **common)
@@ -193,14 +207,15 @@ def _require_variables(loaded: Loaded) -> None:
                 raise ConfigError([Problem(message, mark, "set it as for the run")])
 
 
-def from_adapter(folder: Path, targets: Targets) -> FoundModel:
+def from_adapter(folder: Path, targets: Targets, sees: bool = False) -> FoundModel:
     """An adapter that PEFT wrote, on the base model that its adapter_config.json names.
 
     Raises:
         UserError: It names none.
     """
     base, revision = base_of_adapter(folder)
-    model = plain_model(base, remote_code=False)
+    processor = saved_processor(folder)
+    model = plain_model(base, remote_code=False, sees=sees or processor is not None)
     if revision is not None and not Path(base).expanduser().exists():
         model = attrs.evolve(model, arguments={**model.arguments, "revision": revision})
     own_tokenizer = None
@@ -211,16 +226,37 @@ def from_adapter(folder: Path, targets: Targets) -> FoundModel:
         model=model,
         peft=peft_target(folder),
         tokenizer=own_tokenizer,
+        processor=processor,
         targets=targets,
     )
 
 
-def plain_model(where: str, remote_code: bool) -> Target:
-    """A transformers model that no configuration of ours describes."""
+def plain_model(where: str, remote_code: bool, sees: bool = False) -> Target:
+    """A transformers model that no configuration of ours describes; one that sees if it `sees`, or
+    its folder says so."""
     arguments: dict[str, Any] = {"pretrained_model_name_or_path": where}
     if remote_code:
         arguments["trust_remote_code"] = True
-    return Target("causal_lm", "models", arguments, ("model",))
+    name = "image_text" if sees or has_vision(Path(where).expanduser()) else "causal_lm"
+    return Target(name, "models", arguments, ("model",))
+
+
+def has_vision(folder: Path) -> bool:
+    """Whether a folder holds a model that sees: with a configuration for that and a processor."""
+    if not any((folder / f"{each}processor_config.json").is_file() for each in ("", "pre")):
+        return False
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "vision_config" in config
+
+
+def saved_processor(folder: Path) -> PreProcessor | None:
+    """The processor beside a saved model or adapter, if there is one."""
+    if not (folder / "processor_config.json").is_file():
+        return None
+    return PreProcessor(pretrained_model_name_or_path=str(folder))
 
 
 def _named(model: Target) -> str:

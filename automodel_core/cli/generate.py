@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from automodel_core.answer.answer_file import AnswerFile
-from automodel_core.answer.prompt_file import read_prompts
+from automodel_core.answer.prompt_file import read_prompts, shows_images
 from automodel_core.cli.finding import find_model
 from automodel_core.cli.options import allowing, answering, require_use
 from automodel_core.errors import DONE
@@ -57,11 +57,17 @@ def generate(
     checkpoint, the folder of a model or of an adapter, or a model on the Hub.
 
     A `prompt` is what a user says: it is put into the chat template as in training, or, without a
-    chat template, asked as the run's data set asks. Killed, the same command goes on."""
+    chat template, asked as the run's data set asks. Messages may show images: their `content` is
+    then a list of {"type": "text", "text": "..."} and {"type": "image", "image": "FILE"}. Killed,
+    the same command goes on."""
     require_use(temperature, top_p)
     asked = read_prompts(prompt_file)
     found = find_model(
-        model_or_run, allow=allow, no_plugin=no_plugin, remote_code=trust_remote_code
+        model_or_run,
+        allow=allow,
+        no_plugin=no_plugin,
+        remote_code=trust_remote_code,
+        sees=any(shows_images(each.record) for each in asked),
     )
     from automodel_core.answer.batches import answer_prompts, encode  # imports torch
     from automodel_core.answer.loading import choose_device, choose_dtype, open_model

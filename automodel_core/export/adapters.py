@@ -40,11 +40,15 @@ def adapter_of(
 def prompts_of(
     config: RunConfig, targets: Targets, tokenizer: PreTrainedTokenizerBase, supplied: dict
 ) -> list[list[int]]:
-    """The prompts of the run's validation data, or of its training data if it has none.
+    """The prompts of the run's validation data, or of its training data if it has none. None of
+    data that isn't tokens before it is collated, as conversations with images.
 
     Raises:
         UserError: The data is not there any more.
     """
     sets = [*validation_targets(config).values(), config.dataset]
-    questions = questions_from(targets.build(sets[0], supplied), tokenizer)
+    dataset = targets.build(sets[0], supplied)
+    if "input_ids" not in dataset[0]:
+        return []
+    questions = questions_from(dataset, tokenizer)
     return [each.prompt_ids for each in questions]

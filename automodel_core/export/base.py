@@ -7,12 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import attrs
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from automodel_core.errors import UserError
 from automodel_core.export.companions import copy_companions
@@ -47,7 +55,7 @@ class Base:
         """The model on PyTorch's meta device."""
         try:
             with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(self.config)
+                return auto_class(self.config).from_config(self.config)
         except (ValueError, ImportError) as error:
             raise UserError(f"The base model can't be used: {first_line(error)}") from None
 
@@ -56,7 +64,13 @@ class Base:
         if self.source is not None:
             return self.source.load_model(dtype, device)
         options = {"config": self.config, "dtype": dtype}
-        return AutoModelForCausalLM.from_pretrained(self.folder, **options).to(device)
+        return auto_class(self.config).from_pretrained(self.folder, **options).to(device)
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """transformers' class that builds what a configuration describes."""
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def named_base(name: str, revision: str | None) -> Base:
@@ -158,7 +172,7 @@ def dequantized_base(base: Base, near: Path) -> Iterator[Base]:
     config = copy.deepcopy(base.config)
     config.quantization_config["dequantize"] = True
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto_class(config).from_pretrained(
             base.folder, config=config, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:

@@ -10,12 +10,13 @@ TOKENIZER = (
     "spiece*", "*.model", "*.tiktoken", "tekken.json", "chat_template*",
     "additional_chat_templates", "*.jinja",
 )  # fmt: skip
-SETTINGS = ("generation_config.json", "*processor_config.json")
+GENERATION = ("generation_config.json",)
+PROCESSOR = ("*processor_config.json",)
 
 
 def copy_companions(target: Path, *folders: Path) -> None:
-    """Copy the tokenizer, and the settings, each from the first folder that has any."""
-    for patterns in (TOKENIZER, SETTINGS):
+    """Copy tokenizer, generation settings and processor, each from the first folder with one."""
+    for patterns in (TOKENIZER, GENERATION, PROCESSOR):
         for folder in folders:
             found = {path for pattern in patterns for path in folder.glob(pattern)}
             for path in found:

@@ -12,13 +12,14 @@ from typing import Any
 
 import attrs
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from automodel_core.config.schema import RunConfig
 from automodel_core.errors import UserError
 from automodel_core.export.adapters import adapter_of, prompts_of
 from automodel_core.export.base import (
     Base,
+    auto_class,
     dequantized_base,
     first_line,
     named_base,
@@ -34,6 +35,7 @@ from automodel_core.export.writing import ShardWriter, check_free, published
 from automodel_core.peft_folder import base_of_adapter
 from automodel_core.protocols import Adapter, ModelSource
 from automodel_core.targets import Targets
+from automodel_core.train.freezing import freeze
 from automodel_core.train.quiet import quiet_libraries
 
 Say = Callable[[str], None]
@@ -194,12 +196,14 @@ def compared(settings: MergeSettings, base: Base, adapter: Adapter, rows: int | 
     model = base.load(torch.float32, device)
     if rows is not None:
         model.resize_token_embeddings(rows, mean_resizing=False)
+    if settings.config is not None:
+        freeze(model, settings.config.freeze_config)  # adapters leave frozen modules alone
     adapter.apply(model)
     adapter.load(model, settings.saved.folder)
     expected = continuations(model.eval(), tokenizer, prompts)
     del model
     gc.collect()
-    merged = AutoModelForCausalLM.from_pretrained(settings.out, dtype=torch.float32)
+    merged = auto_class(base.config).from_pretrained(settings.out, dtype=torch.float32)
     return compare(merged.to(device).eval(), expected)
 
 

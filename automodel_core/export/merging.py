@@ -13,6 +13,8 @@ from functools import cached_property
 import attrs
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from automodel_core.errors import UserError
 from automodel_core.export.stored import StoredTensors
@@ -27,11 +29,14 @@ class Names:
     Attributes:
         model_name: Stored name -> the model's name; a tensor that transformers converts when it
             reads the file (stacked experts, for instance) isn't in it.
+        renamed: Which of the stored names transformers changes when it reads the file, and back
+            when it saves (of most models that see).
         tied: The model's name -> all names of the same parameter, itself included.
         shapes: By the model's name.
     """
 
     model_name: Mapping[str, str]
+    renamed: frozenset[str]
     tied: Mapping[str, tuple[str, ...]]
     shapes: Mapping[str, torch.Size]
 
@@ -44,21 +49,36 @@ class Names:
         spellings = (name, *self.tied[name])
         return next((self._stored[each] for each in spellings if each in self._stored), None)
 
+    def written_name(self, name: str) -> str:
+        """What the weight is called in the merged model's files."""
+        stored = self._stored.get(name)
+        return stored if stored in self.renamed else name
+
 
 def match_names(stored: Iterable[str], model: PreTrainedModel) -> Names:
-    """Match by name; transformers takes names with and without the prefix of the base class."""
+    """Match by name; transformers takes names with and without the prefix of the base class, and
+    renames those of some models."""
     same: dict[int, list[str]] = defaultdict(list)
     tensors = model.state_dict(keep_vars=True)
     for name, tensor in tensors.items():
         same[id(tensor)].append(name)
     tied = {name: tuple(names) for names in same.values() for name in names}
     prefix = f"{model.base_model_prefix}."
+    mapping = get_model_conversion_mapping(model)
+    renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
+    converters = [each for each in mapping if isinstance(each, WeightConverter)]
     matched = {}
     for each in stored:
+        renamed, converted = rename_source_key(
+            each, renamings, converters, model.base_model_prefix, tensors
+        )
         spellings = (each, prefix + each, each.removeprefix(prefix))
+        spellings += () if converted is not None else (renamed,)
         if found := next((name for name in spellings if name in tied), None):
             matched[each] = found
-    return Names(matched, tied, {name: tensor.shape for name, tensor in tensors.items()})
+    changed = {each for each, name in matched.items() if each != name} if renamings else ()
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return Names(matched, frozenset(changed), tied, shapes)
 
 
 @attrs.define
@@ -111,7 +131,8 @@ class Merge:
             name = self.names.model_name.get(stored)
             group = self.names.tied.get(name, ())
             if not self.merger.names.intersection(group):
-                self.writer.add(name or stored, self._cast(self.stored.read(stored)))
+                written = self.names.written_name(name) if name else stored
+                self.writer.add(written, self._cast(self.stored.read(stored)))
             elif name not in done:
                 self._write_group(group)
                 done.update(group)
@@ -124,18 +145,19 @@ class Merge:
         merged = {name: self._merged(name) for name in group}
         first = next(iter(merged.values()))
         if all(torch.equal(first, each) for each in merged.values()):
-            self.writer.add(group[0], first)
+            self.writer.add(self.names.written_name(group[0]), first)
             return
         self.untied = True
         for name, tensor in merged.items():
-            self.writer.add(name, tensor)
+            self.writer.add(self.names.written_name(name), tensor)
 
     def _write_other_groups(self) -> None:
         """One switch unties all weights, so those that are still the same are written apart too."""
         for name, group in self.names.tied.items():
             stored = self.names.stored_name(name)
-            if len(group) > 1 and stored is not None and name not in self.writer.shapes:
-                self.writer.add(name, self._cast(self.stored.read(stored)).clone())
+            written = self.names.written_name(name)
+            if len(group) > 1 and stored is not None and written not in self.writer.shapes:
+                self.writer.add(written, self._cast(self.stored.read(stored)).clone())
 
     def _merged(self, name: str) -> torch.Tensor:
         base = self.stored.read(self.names.stored_name(name))
@@ -180,9 +202,9 @@ def merged_config(merge: Merge, config: PretrainedConfig) -> PretrainedConfig:
         UserError: The input and output embeddings have got different numbers of rows.
     """
     rows = {
-        name: merge.writer.shapes[name][0]
+        name: merge.writer.shapes[written][0]
         for name in vocabulary_tensors(merge.model)
-        if name in merge.writer.shapes
+        if (written := merge.names.written_name(name)) in merge.writer.shapes
     }
     if len(set(rows.values())) > 1:
         said = " and ".join(f"{name} {count}" for name, count in rows.items())

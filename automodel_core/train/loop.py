@@ -134,6 +134,7 @@ def report(run: Run, late: int) -> None:
         reading = run.readings.popleft()
         metrics = reading.metrics()
         run.seconds["train"] += metrics.seconds
+        run.seconds["data"] = run.seconds.get("data", 0.0) + metrics.data_seconds
         run.label_tokens += metrics.num_label_tokens
         run.guards.after_step(metrics, reading.samples)
         if not run.world.is_main:

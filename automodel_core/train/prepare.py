@@ -3,17 +3,19 @@ and device, the model's configuration and tokenizer, loggers, data, schedule, di
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import torch
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from automodel_core import ranks
 from automodel_core.config.schema import PreProcessor, RunConfig, Target
 from automodel_core.data_report.at_start import check_data
 from automodel_core.errors import UserError
+from automodel_core.processors import read_processor, with_tokenizer
 from automodel_core.protocols import Adapter, Dataset, ModelSource, ParallelManager
 from automodel_core.targets import Targets, at
 from automodel_core.train.console import Console
@@ -28,6 +30,8 @@ from automodel_core.train.precision import PrecisionPlan, plan_precision
 from automodel_core.train.run_folder import check_disk_space
 from automodel_core.train.schedule import Horizon, check_schedule, plan_horizon
 from automodel_core.train.world import World, chosen_backend
+
+T = TypeVar("T")
 
 # What spreads a run over several processes if the YAML doesn't say.
 SEVERAL = Target("ddp", "distributed", {}, ("distributed",))
@@ -98,6 +102,12 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
     questions = []
     if config.generation_eval is not None:
         asked = build_dataset(context.targets, console, config.generation_eval.dataset, supplied)
+        if "input_ids" not in asked[0]:
+            raise UserError(
+                "These samples are conversations, no tokens: images can't be asked about here.",
+                fix="leave generation_eval out, and ask afterwards with automodel generate",
+                path=("generation_eval", "dataset"),
+            )
         questions = questions_from(asked, tokenizer)
     return Prepared(
         world=world,
@@ -120,10 +130,10 @@ def open_source(
 ) -> tuple[ModelSource, PreTrainedTokenizerBase, dict[str, Any]]:
     """The model before its weights are read, its tokenizer, and what targets may ask for."""
     source: ModelSource = targets.build(config.model, {"seed": config.rng.seed})
-    tokenizer = load_tokenizer(config, source)
+    processor, tokenizer = load_readers(config, source)
     supplied = {
         "tokenizer": tokenizer,
-        "processor": load_processor(config, source),
+        "processor": processor,
         "model_config": source.config,
         "seed": config.rng.seed,
     }
@@ -196,29 +206,42 @@ def choose_device(console: Console) -> torch.device:
     return torch.device("cpu")
 
 
-def load_tokenizer(config: RunConfig, source: ModelSource) -> Any:
-    """The `tokenizer:` section's, else the model's own."""
-    if config.tokenizer is None:
+def load_readers(
+    config: RunConfig, source: ModelSource
+) -> tuple[ProcessorMixin | None, PreTrainedTokenizerBase]:
+    """The processor, which text models lack, and the tokenizer: the model's own, but for what the
+    sections `processor:` and `tokenizer:` name. The tokenizer is always the processor's."""
+    if config.processor is not None:
+        processor = load_section(read_processor, config.processor, "processor")
+    else:
         with at(config.model.path):
-            return source.load_tokenizer()
-    return load_auto(AutoTokenizer, config.tokenizer, "tokenizer")
+            processor = source.load_processor()
+    if config.tokenizer is not None:
+        tokenizer = load_section(read_tokenizer, config.tokenizer, "tokenizer")
+        processor = None if processor is None else with_tokenizer(processor, tokenizer)
+    elif processor is None:
+        with at(config.model.path):
+            return None, source.load_tokenizer()
+    return processor, tokenizer if processor is None else processor.tokenizer
 
 
-def load_processor(config: RunConfig, source: ModelSource) -> Any:
-    """The `processor:` section's, else the model's own; None for text models."""
-    if config.processor is None:
-        return source.load_processor()
-    return load_auto(AutoProcessor, config.processor, "processor")
+def read_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
 
 
-def load_auto(auto_class: Any, section: PreProcessor, name: str) -> Any:
-    """A tokenizer or processor of its own; its repository's code never runs."""
-    path, revision = section.pretrained_model_name_or_path, section.revision or "main"
+def load_section(read: Callable[..., T], section: PreProcessor, name: str) -> T:
+    """What a `tokenizer:` or `processor:` section names; its repository's code never runs.
+
+    Raises:
+        UserError: It can't be read.
+    """
+    path = section.pretrained_model_name_or_path
     try:
-        return auto_class.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        return read(path, section.revision)
+    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"The {name} {path} cannot be loaded: {str(error).splitlines()[0]}",
+            f"The {name} {path} cannot be loaded: {said}",
             path=(name, "pretrained_model_name_or_path"),
         ) from None
 

@@ -37,6 +37,7 @@ class Run:
         stop_agreed: A signal to some rank; all ranks know of it since the same step.
         peak_lr: Learning rate of each parameter group before the schedule.
         seconds: Time spent so far, by phase.
+        seconds: Of each phase, and within training the wait for data.
         label_tokens: Supervised tokens trained on so far.
         validations: The lines of `validation.jsonl`, which only rank 0 writes.
         readings: Steps asked of the device whose figures haven't been read.

@@ -106,14 +106,17 @@ def on_device(value: Any, device: torch.device) -> Any:
 
 
 def padded(batch: Batch, multiple: int) -> Batch:
-    """Rows made longer on the right; what isn't `[batch, sequence]` stays as it is."""
+    """Rows made longer on the right; what isn't whole numbers `[batch, sequence]`, one for each
+    token, stays as it is. Pixels can have that shape by chance."""
     shape = batch["labels"].shape
     more = (0, -shape[1] % multiple)
     fill = {"labels": IGNORE_INDEX}
     longer = {
         name: torch.nn.functional.pad(tensor, more, value=fill.get(name, 0))
         for name, tensor in batch.items()
-        if isinstance(tensor, torch.Tensor) and tensor.shape == shape
+        if isinstance(tensor, torch.Tensor)
+        and tensor.shape == shape
+        and not tensor.is_floating_point()
     }
     return batch | longer
 
@@ -156,6 +159,7 @@ class Objective:
         spread: What `ParallelManager.parallelize` returned.
         takes_positions: Whether the model is given `position_ids`.
         counts_patches: Whether it makes positions of its own for images, by time, height and width.
+        takes_pixels: Whether it can be given images.
         rows_of: From shifted labels to the positions that the loss is computed at.
         multiple: Rows are padded to a multiple of so many tokens.
     """
@@ -167,6 +171,7 @@ class Objective:
     spread: torch.nn.Module
     takes_positions: bool
     counts_patches: bool
+    takes_pixels: bool
     rows_of: Callable[[torch.Tensor], torch.Tensor | None]
     multiple: int
 
@@ -215,6 +220,7 @@ class Objective:
             spread,
             takes_positions(model),
             counts_patches(model),
+            "pixel_values" in inspect.signature(model.forward).parameters,
             rows_of,
             math.lcm(multiple, world.manager.sequence_multiple),
         )
@@ -258,6 +264,26 @@ def rows_of_part(
 ) -> Callable[[torch.Tensor], torch.Tensor | None]:
     """`rows_of` among this rank's positions, where ranks share every sequence."""
     return lambda labels: rows_of(world.manager.part(labels, world.mesh))
+
+
+def require_same_passes(objective: Objective, micro_batches: Sequence[MicroBatch]) -> None:
+    """See that ranks which gather the layers of a vision tower from each other all pass through it,
+    or none: else those that do would wait for the others without end.
+
+    Raises:
+        UserError: Some do.
+    """
+    world = objective.world
+    if world.alone or not (world.manager.before_weights and objective.takes_pixels):
+        return
+    seeing = world.sum(["pixel_values" in each.inputs for each in micro_batches])
+    if any(0 < ranks < world.data_ranks for ranks in seeing):
+        raise UserError(
+            "Some ranks have images in a micro-batch and others have none. Ranks that share the "
+            "layers of a vision tower must all pass through it.",
+            fix="write distributed: {_target_: ddp}, or train on samples that all have images",
+            path=("distributed",),
+        )
 
 
 def takes_positions(model: torch.nn.Module) -> bool:
@@ -314,6 +340,7 @@ def accumulate_gradients(
         The step's loss over all ranks, a float32 scalar still on the device.
     """
     world, total = objective.world, torch.zeros((), device=objective.device)
+    require_same_passes(objective, micro_batches)
     for number, micro_batch in enumerate(micro_batches, start=1):
         with world.manager.micro_batch(objective.spread, last=number == len(micro_batches)):
             loss = objective.loss_sum(micro_batch) / label_tokens
@@ -327,6 +354,7 @@ def evaluate(objective: Objective, micro_batches: Iterable[MicroBatch]) -> tuple
     """The mean token loss over all of `micro_batches` of all ranks, and their supervised tokens."""
     total, label_tokens = torch.zeros((), dtype=torch.float64, device=objective.device), 0
     for micro_batch in micro_batches:
+        require_same_passes(objective, [micro_batch])
         total += objective.loss_sum(micro_batch)
         label_tokens += micro_batch.label_tokens
     world = objective.world

@@ -46,9 +46,13 @@ def print_plan(console: Console, run: Run, source: ModelSource) -> None:
 
 def print_summary(console: Console, run: Run, command: str) -> None:
     """Where the model is, how to load it, what the run cost, and what to try next."""
-    rate = run.label_tokens / run.seconds["train"] if run.seconds["train"] else 0.0
+    training = run.seconds["train"]
+    rate = run.label_tokens / training if training else 0.0
+    waited = run.seconds.get("data", 0.0) / training if training else 0.0
     phases = ", ".join(
-        f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items() if seconds
+        f"{name} {seconds:.0f} s"
+        for name, seconds in run.seconds.items()
+        if seconds and name != "data"
     )
     checkpoint = latest_checkpoint(run.folder)
     model = run.folder / "latest" / "model"
@@ -58,6 +62,7 @@ def print_summary(console: Console, run: Run, command: str) -> None:
             ("trained", f"{run.step} steps, {run.label_tokens:,} supervised tokens"),
             ("speed", f"{rate:,.0f} supervised tokens per second"),
             ("time", phases),
+            ("waited for data", f"{waited:.1%} of the training"),
             ("peak memory", f"{peak_memory_gib(run.objective.device):.1f} GiB"),
             ("logs", str(run.folder / "training.jsonl")),
             *([("model", str(model))] if checkpoint else []),
@@ -66,7 +71,12 @@ def print_summary(console: Console, run: Run, command: str) -> None:
     if checkpoint is not None:
         console.heading("Load it anywhere")
         name = type(run.model).__name__
-        console.say(f"  {adapter_line(model) if run.adapter else loading_line(name, model)}")
+        if run.adapter is None:
+            console.say(f"  {loading_line(name, model)}")
+        elif run.processor is None:
+            console.say(f"  {adapter_line(model)}")
+        else:
+            console.say(f"  {adapter_on_line(name, run.manifest['model'], model)}")
     console.heading("Next")
     for line in next_commands(run, command):
         console.say(f"  {line}")
@@ -96,3 +106,12 @@ def adapter_line(folder: Path) -> str:
     """Python that opens the saved adapter, on its base model, in PEFT."""
     name = "AutoPeftModelForCausalLM"
     return f'from peft import {name}; {name}.from_pretrained("{folder}")'
+
+
+def adapter_on_line(class_name: str, base: str, folder: Path) -> str:
+    """Python that opens the saved adapter of a model for which PEFT has no class of its own."""
+    opened = f'{class_name}.from_pretrained("{base}")'
+    return (
+        f"from peft import PeftModel; from transformers import {class_name}; "
+        f'PeftModel.from_pretrained({opened}, "{folder}")'
+    )

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from automodel_core.errors import UserError
+from automodel_core.images import decode
 
 
 @attrs.frozen
@@ -31,12 +32,10 @@ class ImageSource:
         Raises:
             UserError: It is no image that Pillow reads.
         """
-        held = io.BytesIO(self.origin) if isinstance(self.origin, bytes) else self.origin
         try:
-            with Image.open(held) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            raise UserError(f"{self.place}: the image can't be read: {error}") from None
+            return decode(self.origin)
+        except UserError as error:
+            raise UserError(f"{self.place}: {error.message}", fix=error.fix) from None
 
 
 def image_source(value: Any, folders: Sequence[Path], place: str) -> ImageSource:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 
 
 class Replica(nn.Module):
@@ -25,12 +26,17 @@ class Replica(nn.Module):
         return (compute or self.model)(*inputs, **named)
 
 
-def replicate(model: nn.Module, group: Any) -> DistributedDataParallel:
+def replicate(model: PreTrainedModel, group: Any) -> DistributedDataParallel:
     """Sum gradients in buckets while the backward pass goes on.
 
     Gradients are views of the buckets, which saves a copy of them. Buffers are left alone: those of
     language models are constants, and a broadcast would overwrite what a rank counts for itself.
+
+    Parameters without a gradient are looked for in models that take more than text, which costs a
+    walk through the graph in each pass: vision towers have layers that are never used (a pooling
+    head, what lies behind the layer whose features are taken), and samples may have no image.
     """
+    more_than_text = model.config is not model.config.get_text_config()
     with warnings.catch_warnings():  # what replaces the flag still broadcasts once
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         return DistributedDataParallel(
@@ -38,4 +44,5 @@ def replicate(model: nn.Module, group: Any) -> DistributedDataParallel:
             process_group=group,
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
+            find_unused_parameters=more_than_text,
         )

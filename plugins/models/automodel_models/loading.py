@@ -11,7 +11,6 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import (
-    AutoProcessor,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -21,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from automodel_core import processors
 from automodel_core.errors import UserError
 from automodel_core.train.model_files import check_fit
 from automodel_models.families import Family
@@ -64,24 +64,21 @@ def read_tokenizer(
 
 
 def read_processor(folder: Path, name: str, trusted: bool, argument: str) -> ProcessorMixin:
-    """The processor in a model's folder: tokenizer, image processor and chat template in one. The
-    image processors work on Pillow and NumPy where torchvision isn't installed.
+    """The processor in a model's folder.
 
     Raises:
         UserError: There is none, or it lacks a package.
     """
-    elsewhere = "name another in a processor: section, with pretrained_model_name_or_path"
     try:
         with quiet_transformers():
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trusted)
+            return processors.read_processor(folder, trusted=trusted)
     except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
         said = " ".join(str(error).split())
         raise UserError(
-            f"The processor of {name} can't be read: {said[:300]}", fix=elsewhere, argument=argument
+            f"The processor of {name} can't be read: {said[:300]}",
+            fix="name another in a processor: section, with pretrained_model_name_or_path",
+            argument=argument,
         ) from None
-    if not isinstance(processor, ProcessorMixin):  # transformers falls back to a bare tokenizer
-        raise UserError(f"{name} has no processor.", fix=elsewhere, argument=argument)
-    return processor
 
 
 def read_model(

@@ -46,7 +46,7 @@ def test_a_question_is_asked_as_in_training(automodel, model_folder, tmp_path, n
     )
     assert run.code == 0, run.out
     prompter = Prompter.of(open_model(find_model(str(run.folder))))
-    assert prompter.ask(QUESTION) == questions_from(dataset, tokenizer)[0].prompt_ids
+    assert prompter.ask(QUESTION).ids == questions_from(dataset, tokenizer)[0].prompt_ids
 
 
 def test_a_prompt_in_the_form_of_training_is_left_as_it_is(automodel, tmp_path):
@@ -55,11 +55,11 @@ def test_a_prompt_in_the_form_of_training_is_left_as_it_is(automodel, tmp_path):
     run = automodel({"model": {"pretrained_model_name_or_path": str(tmp_path / "model")}})
     prompter = Prompter.of(open_model(find_model(str(run.folder))))
     text = "Context: one is 1. Question: what is one? Answer:"
-    assert prompter.tokenizer.decode(prompter.ask(text)) == text
+    assert prompter.tokenizer.decode(prompter.ask(text).ids) == text
 
 
 def test_without_a_run_a_text_is_completed_as_it_stands(tmp_path):
     tokenizer = tiny_tokenizer(tmp_path, chat=False)
     tiny_llama(tmp_path)
     prompter = Prompter.of(open_model(find_model(str(tmp_path))))
-    assert prompter.ask("Once upon") == tokenizer("Once upon")["input_ids"]
+    assert prompter.ask("Once upon").ids == tokenizer("Once upon")["input_ids"]

@@ -56,3 +56,19 @@ def test_rows_are_padded_to_a_multiple_without_another_label():
     long = prepare_micro_batch(batch([4, 5, -100, 7], [0, 1, 2, 3]), CPU, multiple=3)
     assert long.inputs["input_ids"].shape == (1, 6)
     assert (long.tokens, long.label_tokens) == (short.tokens, short.label_tokens)
+
+
+def test_pixels_that_happen_to_have_the_shape_of_the_text_are_not_padded():
+    """Qwen2-VL's are `[patches, values]`; its kinds of tokens are padded with the tokens."""
+    kinds, pixels = torch.tensor([[0, 1, 1, 0]]), torch.ones(1, 4)
+    seen = batch([4, 5, 6, 7], [0, 1, 2, 3]) | {"mm_token_type_ids": kinds, "pixel_values": pixels}
+    inputs = prepare_micro_batch(seen, CPU, multiple=3).inputs
+    assert inputs["pixel_values"].shape == (1, 4)
+    assert inputs["mm_token_type_ids"].tolist() == [[0, 1, 1, 0, 0, 0]]
+
+
+def test_text_with_kinds_of_tokens_keeps_its_mask():
+    """Gemma 3 makes its mask from them, and asks for them in training without an image too."""
+    kinds = {"token_type_ids": torch.zeros(1, 4, dtype=torch.long)}
+    inputs = prepare_micro_batch(batch([4, 5, 6, 7], [0, 1, 2, 3]) | kinds, CPU).inputs
+    assert {"attention_mask", "token_type_ids"} <= set(inputs)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import transformers
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
+from automodel_core.processors import VideoSettings
 from tests.tiny import train_bpe
 
 GEMMA = (
@@ -102,7 +103,8 @@ def qwen() -> ProcessorMixin:
     make = transformers.Qwen2_5_VLProcessor
     processor = make.__new__(make)
     processor.image_processor, processor.tokenizer = images, tokenizer
-    processor.video_processor, processor.chat_template = None, tokenizer.chat_template
+    processor.video_processor = VideoSettings({"video_processor_type": "Qwen2VLVideoProcessor"})
+    processor.chat_template = tokenizer.chat_template
     processor.image_token, processor.video_token = "<|image_pad|>", "<|video_pad|>"
     processor.image_token_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
     processor.video_token_id = tokenizer.convert_tokens_to_ids("<|video_pad|>")

@@ -182,7 +182,7 @@ def test_a_ggufs_tokenizer_spells_as_the_original(llama_gguf, llama_folder):
 def test_a_ggufs_tokenizer_that_transformers_misreads_is_refused(llama_gguf, monkeypatch):
     """Older versions take another token than the file's for the end of text."""
     monkeypatch.setattr(
-        "automodel_models.text.read_tokenizer",
+        "automodel_models.source.read_tokenizer",
         lambda *arguments: types.SimpleNamespace(eos_token_id=1),
     )
     with pytest.raises(UserError, match="its end of text is token 2, not 1"):
