@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from environment import environment
+from automodel_core.bench.environment import environment
 
 # The shape of Gemma 3 4B (https://huggingface.co/google/gemma-3-4b-pt), and one for a laptop.
 SHAPES: dict[str, dict[str, Any]] = {
