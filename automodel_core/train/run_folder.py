@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 from pathlib import Path
 from typing import TextIO
 
@@ -18,6 +19,8 @@ except ImportError:  # Windows, where only importing must work
 
 CHECKPOINT_NAME = re.compile(r"epoch_(\d+)_step_(\d+)")
 LOGS = ("training.jsonl", "validation.jsonl", "answers_before.json")
+# In a folder that `--fresh` opened under torchrun: which launch it was.
+LAUNCH = ".launch"
 CHECKPOINT_DIR_KEY = ("checkpoint", "checkpoint_dir")
 
 
@@ -40,17 +43,33 @@ def fresh_sibling(folder: Path) -> Path:
     return candidate
 
 
+def torchruns_launch() -> str | None:
+    """What tells this launch of torchrun from others, however often it restarts its processes."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    return run and f"{run} by process {os.getppid()} of {socket.gethostname()}"
+
+
+def opened_by(launch: str, folder: Path) -> Path | None:
+    """The fresh folder beside `folder` that this launch has opened, before a restart; or None."""
+    for marker in sorted(folder.parent.glob(f"{folder.name}*/{LAUNCH}")):
+        if marker.read_text() == launch:
+            return marker.parent
+    return None
+
+
 def open_run_folder(path: str, *, fresh: bool) -> Path:
     """Create the run folder and prove that it can be written.
 
     Raises:
         UserError: It cannot be created or written.
     """
-    folder = Path(path).expanduser()
+    folder, launch = Path(path).expanduser(), torchruns_launch()
     if fresh:
-        folder = fresh_sibling(folder)
+        folder = (launch and opened_by(launch, folder)) or fresh_sibling(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if fresh and launch:
+            (folder / LAUNCH).write_text(launch)
         probe = folder / ".write-probe"
         probe.write_bytes(b"x")
         probe.unlink()

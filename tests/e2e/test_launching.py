@@ -90,7 +90,8 @@ def test_a_killed_rank_ends_the_run_and_is_the_one_error(launched):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_someone_elses_torchrun_restarts_a_run_that_goes_on(rank, tmp_path, config_file, automodel):
-    """Elastic restart: a rank is killed, all are started again and go on as if nothing had been."""
+    """Elastic restart: a rank is killed, all are started again and go on as if nothing had been, in
+    the folder that --fresh had opened."""
     import psutil
 
     steps = {"max_steps": 30, "global_batch_size": 4}
@@ -100,7 +101,8 @@ def test_someone_elses_torchrun_restarts_a_run_that_goes_on(rank, tmp_path, conf
     place = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     process = subprocess.Popen(
-        [*torchrun, "--max-restarts=1", "-m", "automodel_core", "run", config_file(changes, place)],
+        [*torchrun, "--max-restarts=1", "-m", "automodel_core", "run", config_file(changes, place),
+         "--fresh"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip

@@ -115,3 +115,17 @@ def test_loader_workers_that_outlive_a_killed_run_do_not_keep_its_lock(tmp_path)
                 pass
         finally:
             os.kill(worker, signal.SIGKILL)
+
+
+def test_a_fresh_run_that_torchrun_restarts_goes_on_in_the_folder_that_it_opened(
+    tmp_path, monkeypatch
+):
+    used = tmp_path / "run"
+    used.mkdir()
+    (used / "training.jsonl").write_text("{}")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    first = open_run_folder(str(used), fresh=True)
+    assert first == tmp_path / "run-2"
+    assert open_run_folder(str(used), fresh=True) == first
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    assert open_run_folder(str(used), fresh=True) == tmp_path / "run-3"
