@@ -42,6 +42,7 @@ SUPPLIED: Mapping[str, str] = {
     "processor": "the run's processor, for models that see or hear; None for text models",
     "model_config": "the model's transformers configuration, read before its weights",
     "seed": "the run's seed, `rng.seed`",
+    "packed": "whether rows hold several documents, by `packed_sequence`; for models only",
 }
 
 # The label of a position that is not supervised, as everywhere in PyTorch and transformers.
@@ -60,6 +61,11 @@ class ModelSource(Protocol):
         torch_dtype: What the YAML asks for: a dtype, or "auto" (the precision plan decides).
         weight_bytes: Size of the stored weights, read from their headers; None if there are none.
         parameter_count: Parameters of the model, counted without reading weights.
+        choices: What the YAML left to be chosen by the source, in lines to print once. May be left
+            out.
+
+    An optional method `running() -> AbstractContextManager` gives what is set for this process
+    while the model runs, such as the order in which kernels are tried.
     """
 
     name: str
@@ -372,6 +378,8 @@ class ParallelManager(Protocol):
         before_weights: Whether it shards a model that is still on the meta device, so that each
             rank reads its own part of the weights.
         offloads: Whether parameters stay in the host's memory.
+        compiles: Whether it may spread a model whose layers are compiled later, where they stand.
+            May be left out: it may.
     """
 
     sequence_multiple: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from automodel_core.config.schema import LRScheduler, RunConfig
 from automodel_core.data_report.documents import rows_of
 from automodel_core.protocols import Batch
 from automodel_core.train.build import load
+from automodel_core.train.compiling import plan_compilation
 from automodel_core.train.console import Console
 from automodel_core.train.context import RunContext
 from automodel_core.train.loop import optimizer_step
 from automodel_core.train.metrics import peak_memory_gib
-from automodel_core.train.prepare import prepare
+from automodel_core.train.prepare import Prepared, prepare
 from automodel_core.train.readings import Reading
 from automodel_core.train.run import Run
+from automodel_core.train.schedule import plan_horizon
 from automodel_core.train.signals import StopRequest
 
 PERCENTILES = (10, 50, 90, 99)
@@ -71,12 +73,14 @@ def bench(
     Returns:
         The figures of this rank; rates are of all ranks together.
     """
-    config, started = only_training(config, warmup + steps), time.perf_counter()
+    whole, started = config, time.perf_counter()
+    config = only_training(whole, warmup + steps)
     console = Console(-1)
     with tempfile.TemporaryDirectory(prefix="automodel-bench-") as place:
-        prepared = prepare(config, context, console)
+        prepared = compiled_as(whole, prepare(config, context, console))
         phases = {"prepare": time.perf_counter() - started}
-        with prepared.world.formed(prepared.device, config.dist_env):
+        running = getattr(prepared.source, "running", nullcontext)
+        with prepared.world.formed(prepared.device, config.dist_env), running():
             mark = time.perf_counter()
             run = load(config, context, console, prepared, Path(place), None)
             phases["load"] = time.perf_counter() - mark
@@ -84,7 +88,8 @@ def bench(
             rows = counted(run)
             readings = []
             mark = time.perf_counter()
-            with profiled(profile_to, run) as each_step:
+            compiled = run.compilation.layers_of(run.model, deterministic=config.deterministic)
+            with compiled, profiled(profile_to, run) as each_step:
                 for number in range(warmup + steps):
                     readings.append(optimizer_step(run, StopRequest()))
                     if not number:
@@ -92,6 +97,15 @@ def bench(
                         phases["first step"] = time.perf_counter() - mark
                     each_step()
             return figures(run, readings, rows, warmup, phases)
+
+
+def compiled_as(whole: RunConfig, prepared: Prepared) -> Prepared:
+    """`compile: auto` decides by all the steps that the file asks for, not by those of a bench."""
+    horizon = plan_horizon(whole.step_scheduler, prepared.data.steps_per_epoch)
+    compilation = plan_compilation(
+        whole, prepared.world, prepared.device, prepared.source, prepared.data, horizon
+    )
+    return attrs.evolve(prepared, compilation=compilation)
 
 
 def only_training(config: RunConfig, steps: int) -> RunConfig:
@@ -154,7 +168,9 @@ def figures(
         "mfu_convention": CONVENTION,
         "peak_memory_gib": peak_memory_gib(run.objective.device),
         "data_wait_share": sum(metrics[i].data_seconds for i in timed) / total,
-        "recompiles": getattr(metrics[-1], "recompiles", 0),
+        "recompiles": metrics[-1].recompiles,
+        "compiled_graphs": run.compilation.graphs,
+        "compile_seconds": run.compilation.seconds,
         "losses": [each.loss for each in metrics],
         "time_to_first_step_seconds": sum(phases.values()),
         "phases_seconds": phases,

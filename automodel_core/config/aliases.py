@@ -19,6 +19,7 @@ MOVES: dict[ConfigPath, ConfigPath] = {
     ("wandb", "dir"): ("wandb", "save_dir"),
     ("peft", "target_modules"): ("peft", "include_modules"),
     ("distributed", "strategy"): ("distributed", "_target_"),
+    ("distributed", "activation_checkpointing"): ("activation_checkpointing",),
     ("model", "dtype"): ("model", "torch_dtype"),
     ("clip_grad_norm", "max_norm"): ("clip_grad_norm",),
     ("recipe", "_target_"): ("recipe",),

@@ -364,6 +364,36 @@ class Plugins:
 
 
 @attrs.frozen(kw_only=True)
+class EveryLayer:
+    """Activation checkpointing of some layers."""
+
+    every: int = key("Every which layer is computed again.", required=True, at_least=1)
+
+
+@attrs.frozen(kw_only=True)
+class Compile:
+    """torch.compile of each repeated layer, once for all of its kind."""
+
+    enabled: Literal["auto", True, False] = key(
+        "auto compiles where the run is long enough to repay it.", default=True
+    )
+    mode: Literal["default", "max-autotune-no-cudagraphs"] = key(
+        "How hard the compiler looks for faster kernels.", default="default"
+    )
+    dynamic: bool | None = key(
+        "Code for any length (true), for each length (false), or for any from the second on.",
+        default=None,
+    )
+    fullgraph: bool = key("An error where a layer doesn't compile as a whole.", default=False)
+    backend: str = key("The compiler that torch.compile gives its graphs to.", default="inductor")
+    pad_to_multiple: int = key(
+        "Rows are padded to a multiple of so many tokens, for fewer different lengths.",
+        default=64,
+        at_least=1,
+    )
+
+
+@attrs.frozen(kw_only=True)
 class RunConfig:
     """A whole run. `model`, `dataset` and `step_scheduler` are required."""
 
@@ -399,8 +429,15 @@ class RunConfig:
     clip_grad_norm: float | None = key(
         "Largest gradient norm; none does not clip.", default=1.0, at_least=0.0
     )
-    compile: bool = key(
-        "torch.compile of the model.", default=False, pending="compilation; write false"
+    compile: Literal["auto", True, False] | Compile | None = key(
+        "torch.compile of each layer: auto where the run is long enough to repay it, true, false, "
+        "or a mapping with enabled, mode, dynamic, fullgraph, backend and pad_to_multiple.",
+        default="auto",
+    )
+    activation_checkpointing: Literal["full", "selective", True, False] | EveryLayer | None = key(
+        "Compute layers again in the backward pass instead of keeping their activations: none, "
+        "full (or true), selective (keeps matrix products and attention), or {every: n} layers.",
+        default=None,
     )
     tokenizer: PreProcessor | None = key("Another tokenizer than the model's own.", default=None)
     processor: PreProcessor | None = key("Another processor than the model's own.", default=None)

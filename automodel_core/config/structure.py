@@ -183,10 +183,12 @@ class Structurer:
         return self.scalar(annotation, value, path)
 
     def union(self, options: tuple, value: Any, path: ConfigPath, slot: Slot | None) -> Any:
-        """Optional values, and one target or a mapping of names to them."""
+        """Optional values; one target or a mapping of names to them; words or a section."""
         if value is None and types.NoneType in options:
             return None
         choices = [each for each in options if each is not types.NoneType]
+        if typing.get_origin(choices[0]) is Literal:
+            return self.value(choices[-1 if isinstance(value, dict) else 0], value, path, slot)
         named = isinstance(value, dict) and value and TARGET_KEY not in value
         named = named and all(isinstance(each, dict) for each in value.values())
         return self.value(choices[-1 if named else 0], value, path, slot)

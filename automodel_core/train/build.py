@@ -103,15 +103,17 @@ def whole_run(config: RunConfig, context: RunContext, stop: StopRequest) -> Path
                 check_space(config, prepared, folder)
             if checkpoint is not None:
                 check_same_data(checkpoint, prepared.data.fingerprint, config.dataset.path)
-            run = load(config, context, console, prepared, folder, checkpoint)
-            run.seconds["prepare"] = run.seconds.get("prepare", 0.0) + time.perf_counter() - started
-            if run.finished and not validation_owed(run):
-                console.say(
-                    f"{folder} already holds this run, finished at step {run.step}. "
-                    "Raise max_steps or num_epochs to go on, or pass --fresh to start again."
-                )
-                return folder
-            train_and_tell(run, context, prepared, stop)
+            with getattr(prepared.source, "running", nullcontext)():
+                run = load(config, context, console, prepared, folder, checkpoint)
+                spent = run.seconds.get("prepare", 0.0)
+                run.seconds["prepare"] = spent + time.perf_counter() - started
+                if run.finished and not validation_owed(run):
+                    console.say(
+                        f"{folder} already holds this run, finished at step {run.step}. "
+                        "Raise max_steps or num_epochs to go on, or pass --fresh to start again."
+                    )
+                    return folder
+                train_and_tell(run, context, prepared, stop)
     return folder
 
 
@@ -123,7 +125,8 @@ def train_and_tell(run: Run, context: RunContext, prepared: Prepared, stop: Stop
     with observed(run, context.command) if run.world.is_main else nullcontext():
         print_plan(console, run, prepared.source)
         before = answers_before(run, prepared.questions)
-        train(run, stop)
+        with run.compilation.layers_of(run.model, deterministic=run.config.deterministic):
+            train(run, stop)
         if before is not None:
             after = answer(run, prepared.questions, "after")
             console.answers(
@@ -173,7 +176,8 @@ def load(
         prepared.precision,
         prepared.device,
         world,
-        multiple=packed or 1,  # rows of one length, whatever is in them
+        # Packed rows are of one length, whatever is in them.
+        multiple=packed or prepared.compilation.multiple,
     )
     if packed:
         check_documents_apart(objective, model)
@@ -192,6 +196,7 @@ def load(
         tokenizer=prepared.tokenizer,
         processor=prepared.supplied["processor"],
         objective=objective,
+        compilation=prepared.compilation,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(prepared.device.type, enabled=prepared.precision.loss_scaling),
         rng=context.targets.build(

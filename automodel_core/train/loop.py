@@ -85,6 +85,7 @@ def optimizer_step(run: Run, stop: StopRequest) -> Reading:
     run.step += 1
     run.data.advance()
     reading.clock.stop()
+    run.compilation.step_done()
     return reading
 
 
@@ -120,6 +121,7 @@ def gradients(run: Run, stop: StopRequest) -> tuple[Reading, torch.Tensor]:
         num_label_tokens=int(label_tokens),
         num_tokens=int(tokens),
         data_seconds=waited,
+        recompiles=run.compilation.recompiles,
         values=to_host(torch.stack([loss, grad_norm.to(loss.device, non_blocking=True)])),
         device=device,
         clock=clock,

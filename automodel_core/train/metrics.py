@@ -24,6 +24,7 @@ class StepMetrics:
         memory_gib: Peak memory so far: of the GPU's allocator, or of the process on the CPU.
         seconds: The step's duration, waiting for data included.
         data_seconds: The part of it spent waiting for data.
+        recompiles: Pieces of code compiled since the first step, so far.
     """
 
     step: int
@@ -37,6 +38,7 @@ class StepMetrics:
     memory_gib: float
     seconds: float
     data_seconds: float
+    recompiles: int
 
 
 def peak_memory_gib(device: torch.device) -> float:

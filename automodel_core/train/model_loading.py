@@ -16,6 +16,7 @@ from automodel_core.train.checkpoint import damaged
 from automodel_core.train.console import Console
 from automodel_core.train.freezing import freeze
 from automodel_core.train.prepare import Prepared
+from automodel_core.train.recompute import checkpoint_activations
 from automodel_core.train.rng import seed_everything
 from automodel_core.train.sharded.deferred import DeferredInit
 from automodel_core.train.sharded.reading import read_sharded
@@ -61,8 +62,7 @@ def load_model(
     model = read_whole(config, prepared, checkpoint)
     sharded_saves = can_save_sharded(model)
     adapt(config, prepared, model, checkpoint, console)
-    with at(config.distributed.path if config.distributed else ()):
-        spread = world.manager.parallelize(model, world.mesh, prepared.precision)
+    spread = spread_out(config, prepared, model)
     if sharded(world):
         put(model, prepared)
     return LoadedModel(model, spread, sharded_saves)
@@ -103,6 +103,15 @@ def adapt(
             adapter.load(model, checkpoint / "model")
 
 
+def spread_out(config: RunConfig, prepared: Prepared, model: PreTrainedModel) -> torch.nn.Module:
+    """What the parallel manager makes of the model, whose layers recompute first if they are to:
+    what a manager hooks onto a layer then runs outside of that, and once."""
+    checkpoint_activations(model, config.activation_checkpointing)
+    world = prepared.world
+    with at(config.distributed.path if config.distributed else ()):
+        return world.manager.parallelize(model, world.mesh, prepared.precision)
+
+
 def needs_weights(adapter: Adapter, model: PreTrainedModel) -> bool:
     """An adapter that doesn't say does."""
     asked = getattr(adapter, "needs_weights", None)
@@ -128,7 +137,7 @@ def read_in_parts(
     config: RunConfig, prepared: Prepared, checkpoint: Path | None, console: Console
 ) -> LoadedModel | None:
     """Each rank reads its part; None if this model, or its adapter, has to be read whole."""
-    world, precision, adapter = prepared.world, prepared.precision, prepared.adapter
+    precision, adapter = prepared.precision, prepared.adapter
     with at(config.model.path):
         found = prepared.source.unread_model(precision.weights, own_weights(prepared, checkpoint))
     if found is None:
@@ -142,8 +151,7 @@ def read_in_parts(
     console.say(IN_PARTS)
     sharded_saves = can_save_sharded(model)
     adapt(config, prepared, model, checkpoint, console)
-    with at(config.distributed.path):
-        spread = world.manager.parallelize(model, world.mesh, precision)
+    spread = spread_out(config, prepared, model)
     with at(config.model.path):
         read_sharded(model, folder, where_parameters_are(prepared), prepared.source.name)
     put(model, prepared)
@@ -153,7 +161,7 @@ def read_in_parts(
 def draw_in_parts(config: RunConfig, prepared: Prepared, console: Console) -> LoadedModel | None:
     """Each rank keeps its part of the weights that one process would draw; None if this model has
     to be drawn whole."""
-    world, precision = prepared.world, prepared.precision
+    precision = prepared.precision
     with at(config.model.path):
         try:
             with DeferredInit() as init:
@@ -167,8 +175,7 @@ def draw_in_parts(config: RunConfig, prepared: Prepared, console: Console) -> Lo
     console.say(IN_PARTS)
     sharded_saves, unsharded = can_save_sharded(model), init.tensors(model)
     adapt(config, prepared, model, None, console)
-    with at(config.distributed.path):
-        spread = world.manager.parallelize(model, world.mesh, precision)
+    spread = spread_out(config, prepared, model)
     init.draw(model, unsharded, where_parameters_are(prepared))
     put(model, prepared)
     return LoadedModel(model, spread, sharded_saves)

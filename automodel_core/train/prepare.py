@@ -18,6 +18,7 @@ from automodel_core.errors import UserError
 from automodel_core.processors import read_processor, with_tokenizer
 from automodel_core.protocols import Adapter, Dataset, ModelSource, ParallelManager
 from automodel_core.targets import Targets, at
+from automodel_core.train.compiling import Compilation, plan_compilation
 from automodel_core.train.console import Console
 from automodel_core.train.context import RunContext
 from automodel_core.train.data import TrainingData, ValidationData
@@ -53,6 +54,7 @@ class Prepared:
     validation: dict[str, ValidationData]
     questions: list[Question]
     horizon: Horizon
+    compilation: Compilation
 
 
 def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepared:
@@ -62,6 +64,8 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
     device = choose_device(console)
     chosen_backend(config.dist_env.backend, device, world.size)
     source, tokenizer, supplied = open_source(config, context.targets)
+    for choice in getattr(source, "choices", ()):
+        console.say(choice)
     adapter: Adapter | None = None
     if config.peft is not None:
         if config.checkpoint.model_save_format != "safetensors":
@@ -83,6 +87,9 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
     data = TrainingData.build(config, context.targets, dataset, supplied, world)
     horizon = plan_horizon(config.step_scheduler, data.steps_per_epoch)
     check_schedule(config.lr_scheduler, horizon)
+    compilation = plan_compilation(config, world, device, source, data, horizon)
+    if compilation.note:
+        console.say(compilation.note)
     validation = {
         name: ValidationData.build(
             config,
@@ -122,6 +129,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
         validation=validation,
         questions=questions,
         horizon=horizon,
+        compilation=compilation,
     )
 
 
@@ -129,7 +137,11 @@ def open_source(
     config: RunConfig, targets: Targets
 ) -> tuple[ModelSource, PreTrainedTokenizerBase, dict[str, Any]]:
     """The model before its weights are read, its tokenizer, and what targets may ask for."""
-    source: ModelSource = targets.build(config.model, {"seed": config.rng.seed})
+    told = {
+        "seed": config.rng.seed,
+        "packed": config.packed_sequence.packed_sequence_size > 0,
+    }
+    source: ModelSource = targets.build(config.model, told)
     processor, tokenizer = load_readers(config, source)
     supplied = {
         "tokenizer": tokenizer,

@@ -74,6 +74,7 @@ class Reading:
     num_label_tokens: int
     num_tokens: int
     data_seconds: float
+    recompiles: int
     values: torch.Tensor
     samples: list[int]
     device: torch.device
@@ -99,6 +100,7 @@ class Reading:
             memory_gib=peak_memory_gib(self.device),
             seconds=seconds,
             data_seconds=self.data_seconds,
+            recompiles=self.recompiles,
         )
 
 

@@ -50,7 +50,12 @@ RULES: Mapping[tuple[str, ...], Rule] = {
     ("distributed",): Rule.FREE,
     ("dist_env",): Rule.FREE,
     ("dataloader",): Rule.FREE,
+    ("compile",): Rule.FREE,
+    ("activation_checkpointing",): Rule.FREE,
     ("model", "attn_implementation"): Rule.FREE,
+    ("model", "use_sdpa_patching"): Rule.FREE,
+    ("model", "sdpa_method"): Rule.FREE,
+    ("model", "use_liger_kernel"): Rule.FREE,
     # What the rest of the run does differently, on purpose.
     ("optimizer",): Rule.OVERRIDE,
     ("lr_scheduler",): Rule.OVERRIDE,

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from automodel_core.config.schema import RunConfig
 from automodel_core.protocols import Adapter, StatefulRNG
 from automodel_core.train.checkpoint import CheckpointWriter
+from automodel_core.train.compiling import Compilation
 from automodel_core.train.console import Console
 from automodel_core.train.data import TrainingData, ValidationData
 from automodel_core.train.guards import Guards
@@ -57,6 +58,7 @@ class Run:
     tokenizer: PreTrainedTokenizerBase
     processor: ProcessorMixin | None
     objective: Objective
+    compilation: Compilation
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     rng: StatefulRNG

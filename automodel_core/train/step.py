@@ -69,6 +69,8 @@ def prepare_micro_batch(
     device: torch.device,
     multiple: int = 1,
     rows_of: Callable[[torch.Tensor], torch.Tensor | None] = every_row,
+    *,
+    bounds: bool = False,
 ) -> MicroBatch:
     """Shift and count on the CPU, where counting costs no synchronisation, then copy.
 
@@ -77,23 +79,42 @@ def prepare_micro_batch(
         device: Where the model is.
         multiple: Rows are padded to a multiple of so many tokens.
         rows_of: From the shifted labels to the positions that the loss is computed at.
+        bounds: Say where documents begin, rather than by a mask.
     """
     if batch["labels"].shape[1] % multiple:
         batch = padded(batch, multiple)
     labels = shift_labels(batch)
-    left_out = {"labels", "sample_id", *masks_left_out(batch)}
+    masks = masks_left_out(batch)
+    left_out = {"labels", "sample_id", *masks}
+    inputs = {name: tensor for name, tensor in batch.items() if name not in left_out}
+    if bounds and masks != MASKS:
+        inputs |= document_bounds(batch["position_ids"])
     return MicroBatch(
-        inputs={
-            name: on_device(tensor, device)
-            for name, tensor in batch.items()
-            if name not in left_out
-        },
+        inputs={name: on_device(tensor, device) for name, tensor in inputs.items()},
         labels=labels.to(device, non_blocking=True),
         samples=len(labels),
         tokens=int(batch["attention_mask"].sum()),
         label_tokens=int((labels != IGNORE_INDEX).sum()),
         rows=on_device(rows_of(labels), device),
     )
+
+
+def document_bounds(positions: torch.Tensor) -> Batch:
+    """Where documents begin, for attention that takes no mask.
+
+    Args:
+        positions: `[batch, sequence]`, from 0 on in each document. Padding is in documents that
+            hold nothing else, or behind the last token of one.
+
+    Returns:
+        `cu_seq_lens_q` `[documents + 1]`, int32, by transformers' name: the bounds with all rows
+        one after another; and a mask that says nothing, for transformers to make none of its own.
+    """
+    begins = positions == 0
+    begins[:, 0] = True
+    (starts,) = begins.flatten().nonzero(as_tuple=True)
+    bounds = torch.cat([starts, torch.tensor([positions.numel()])]).to(torch.int32)
+    return {"cu_seq_lens_q": bounds, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
 
 
 def on_device(value: Any, device: torch.device) -> Any:
@@ -162,6 +183,7 @@ class Objective:
         takes_pixels: Whether it can be given images.
         rows_of: From shifted labels to the positions that the loss is computed at.
         multiple: Rows are padded to a multiple of so many tokens.
+        bounds: Whether the model is told where documents begin, instead of a mask.
     """
 
     token_losses: Callable[[Batch, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -174,6 +196,7 @@ class Objective:
     takes_pixels: bool
     rows_of: Callable[[torch.Tensor], torch.Tensor | None]
     multiple: int
+    bounds: bool
 
     @classmethod
     def of(
@@ -223,11 +246,14 @@ class Objective:
             "pixel_values" in inspect.signature(model.forward).parameters,
             rows_of,
             math.lcm(multiple, world.manager.sequence_multiple),
+            bounds=getattr(model.config, "_attn_implementation", None) == "varlen",
         )
 
     def prepare(self, batch: Batch) -> MicroBatch:
         """A collated batch as this model takes it."""
-        return prepare_micro_batch(batch, self.device, self.multiple, self.rows_of)
+        return prepare_micro_batch(
+            batch, self.device, self.multiple, self.rows_of, bounds=self.bounds
+        )
 
     def loss_sum(self, micro_batch: MicroBatch) -> torch.Tensor:
         """The float32 sum of the token losses, not divided by anything."""

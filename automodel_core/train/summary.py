@@ -31,6 +31,7 @@ def print_plan(console: Console, run: Run, source: ModelSource) -> None:
             ("model", f"{source.name}{revision}"),
             ("trains", f"{trainable:,} of {total:,} parameters"),
             ("device", str(run.objective.device)),
+            *attention(run),
             ("data", f"{len(run.data.dataset):,} {unit}{held_out}"),
             (
                 "steps",
@@ -42,6 +43,12 @@ def print_plan(console: Console, run: Run, source: ModelSource) -> None:
     )
     console.heading(f"Precision ({run.objective.precision.reason})")
     console.facts(run.objective.precision.rows())
+
+
+def attention(run: Run) -> list[tuple[str, str]]:
+    """What computes attention, for models that say."""
+    name = getattr(run.model.config, "_attn_implementation", None)
+    return [("attention", name)] if name else []
 
 
 def print_summary(console: Console, run: Run, command: str) -> None:
@@ -63,6 +70,7 @@ def print_summary(console: Console, run: Run, command: str) -> None:
             ("speed", f"{rate:,.0f} supervised tokens per second"),
             ("time", phases),
             ("waited for data", f"{waited:.1%} of the training"),
+            *([("compiled", run.compilation.summary())] if run.compilation.settings else []),
             ("peak memory", f"{peak_memory_gib(run.objective.device):.1f} GiB"),
             ("logs", str(run.folder / "training.jsonl")),
             *([("model", str(model))] if checkpoint else []),

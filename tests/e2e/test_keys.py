@@ -7,8 +7,10 @@ from importlib.metadata import version
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from automodel_core.train import loop
 from automodel_core.train.rng import StatefulRNG
 
 
@@ -105,12 +107,34 @@ def test_float16_is_refused_on_the_cpu(automodel):
     assert "float16 training needs a GPU" in run.out
 
 
-@pytest.mark.parametrize("key", ["use_liger_kernel", "use_sdpa_patching"])
-def test_model_use_liger_kernel_and_use_sdpa_patching(automodel, key):
-    assert automodel({"step_scheduler": {"max_steps": 1}, "model": {key: False}}).code == 0
-    refused = automodel({"model": {key: True}}, folder="refused")
+def test_model_use_liger_kernel(automodel):
+    """The package is for GPUs and isn't needed; where it can't work it is refused by name."""
+    off = automodel({"step_scheduler": {"max_steps": 1}, "model": {"use_liger_kernel": False}})
+    assert off.code == 0
+    refused = automodel({"model": {"use_liger_kernel": True}}, folder="refused")
     assert refused.code == 2
-    assert key in refused.out
+    assert "use_liger_kernel" in refused.out
+
+
+def test_model_use_sdpa_patching(automodel, monkeypatch):
+    """While the run trains SDPA tries the kernels in that order, and as before afterwards."""
+    seen, before = [], _cur_sdpa_kernel_backends(with_priority=True)
+    step = loop.optimizer_step
+
+    def watched(run, stop):
+        seen.append(_cur_sdpa_kernel_backends(with_priority=True))
+        return step(run, stop)
+
+    monkeypatch.setattr(loop, "optimizer_step", watched)
+    once = {"step_scheduler": {"max_steps": 1}}
+    order = {"use_sdpa_patching": True, "sdpa_method": ["MATH", "flash_attention"]}
+    assert automodel({**once, "model": order}, folder="ordered").code == 0
+    assert automodel({**once, "model": {"use_sdpa_patching": False}}, folder="plain").code == 0
+    assert seen == [[SDPBackend.MATH, SDPBackend.FLASH_ATTENTION], before]
+    assert _cur_sdpa_kernel_backends(with_priority=True) == before
+    refused = automodel({"model": {"sdpa_method": ["cudnn"]}}, folder="refused")
+    assert refused.code == 2
+    assert "sdpa_method" in refused.out
 
 
 def test_model_attn_implementation(automodel):

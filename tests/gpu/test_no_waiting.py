@@ -17,6 +17,8 @@ CASES = {
     "bfloat16": {"model": {"torch_dtype": "bfloat16"}},
     "skip": {"guards": {"non_finite": "skip"}, "optimizer": {"fused": True}},
     "lora": {"peft": {"_target_": "lora", "dropout": 0.1}},
+    "compiled": {"compile": True, "peft": {"_target_": "lora"}},
+    "recomputed": {"activation_checkpointing": "selective"},
     "dora": {"peft": {"_target_": "dora"}},
 }
 

@@ -27,7 +27,10 @@ LAYOUTS = {
     "tp": {**FSDP, "tp_size": 2},
     "tp+sp": {**FSDP, "tp_size": 2, "sequence_parallel": True},
     "offload": {**FSDP, "cpu_offload": True},
-    "recomputed": {**FSDP, "activation_checkpointing": "full"},
+    "recomputed": {
+        **FSDP,
+        "activation_checkpointing": "full",
+    },  # another spelling  # another spelling of the key
 }
 # What the losses may differ by, relatively: other orders of summation, and FSDP2's bfloat16
 # residual stream beside autocast's float32.
@@ -58,6 +61,17 @@ def test_full_tuning(automodel, torchrun, layout, dtype):
     two = torchrun({**changes, "distributed": LAYOUTS[layout]})
     assert two.code == 0, two.out[-4000:]
     assert two.losses == pytest.approx(one.losses, rel=CLOSE[dtype])
+
+
+@pytest.mark.parametrize("layout", ["ddp", "fsdp2", "recomputed"])
+@pytest.mark.parametrize("peft", [None, {"_target_": "lora"}], ids=["full", "lora"])
+def test_compiled_layers(automodel, torchrun, layout, peft):
+    changes = {**STEPS, "model": {"torch_dtype": "bfloat16"}, **({"peft": peft} if peft else {})}
+    one = automodel({**changes, "compile": False}, folder="one")
+    two = torchrun({**changes, "compile": True, "distributed": LAYOUTS[layout]})
+    assert two.code == 0, two.out[-4000:]
+    assert "compiled " in two.out
+    assert two.losses == pytest.approx(one.losses, rel=CLOSE["auto"])
 
 
 @pytest.mark.parametrize("layout", ["ddp", "fsdp2", "tp"])

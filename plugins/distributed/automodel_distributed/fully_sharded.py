@@ -24,8 +24,8 @@ from torch.distributed.fsdp import (
 )
 from transformers import PreTrainedModel
 
+from automodel_core.layers import layer_lists
 from automodel_core.protocols import Precision
-from automodel_distributed.layers import layer_lists
 
 T = TypeVar("T")
 

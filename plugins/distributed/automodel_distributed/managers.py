@@ -29,7 +29,6 @@ from automodel_distributed.context_parallel import (
 from automodel_distributed.data_parallel import replicate
 from automodel_distributed.fully_sharded import as_forward, set_reduction, shard
 from automodel_distributed.meshes import copies_and_shards_of, shards_of
-from automodel_distributed.recompute import check_activation_checkpointing, checkpoint_activations
 from automodel_distributed.sizes import check_size, mesh_sizes
 from automodel_distributed.tensor_parallel import parallelize_layers
 from automodel_distributed.unsharded import Groups, sum_gradients
@@ -39,21 +38,11 @@ T = TypeVar("T")
 
 @attrs.define
 class DDPManager:
-    """The whole model on every rank, the gradients averaged over all of them.
-
-    Args:
-        activation_checkpointing: Layers that compute again instead of keeping their activations:
-            `none`, `full`, `selective` (keeps matrix products and attention) or `{every: n}`.
-    """
-
-    activation_checkpointing: str | dict[str, int] = "none"
+    """The whole model on every rank, the gradients averaged over all of them."""
 
     sequence_multiple: ClassVar[int] = 1
     before_weights: ClassVar[bool] = False
     offloads: ClassVar[bool] = False
-
-    def __attrs_post_init__(self) -> None:
-        check_activation_checkpointing(self.activation_checkpointing)
 
     def sizes(self, world_size: int) -> Sizes:
         return Sizes(dp_replicate=world_size, dp_shard=1, cp=1, tp=1)
@@ -61,7 +50,6 @@ class DDPManager:
     def parallelize(
         self, model: PreTrainedModel, mesh: DeviceMesh | None, precision: Precision
     ) -> nn.Module:
-        checkpoint_activations(model, self.activation_checkpointing)
         if mesh is None:
             return model
         return replicate(model, mesh["dp_replicate"].get_group())
@@ -102,8 +90,6 @@ class FSDP2Manager:
         reshard_after_forward: Free each layer after its forward pass and gather it again in the
             backward pass; false needs more memory and sends less.
         cpu_offload: Keep parameters, gradients and optimizer state in the host's memory.
-        activation_checkpointing: Layers that compute again instead of keeping their activations:
-            `none`, `full`, `selective` (keeps matrix products and attention) or `{every: n}`.
     """
 
     dp_size: int | None = None
@@ -114,7 +100,6 @@ class FSDP2Manager:
     tp_plan: dict[str, str] | None = None
     reshard_after_forward: bool = True
     cpu_offload: bool = False
-    activation_checkpointing: str | dict[str, int] = "none"
 
     before_weights: ClassVar[bool] = True
 
@@ -125,7 +110,6 @@ class FSDP2Manager:
     def __attrs_post_init__(self) -> None:
         for name in ("dp_size", "dp_replicate_size", "tp_size", "cp_size"):
             check_size(name, getattr(self, name))
-        check_activation_checkpointing(self.activation_checkpointing)
         for argument in ("sequence_parallel", "tp_plan"):
             if getattr(self, argument) and self.tp_size == 1:
                 raise UserError(
@@ -155,7 +139,6 @@ class FSDP2Manager:
     def parallelize(
         self, model: PreTrainedModel, mesh: DeviceMesh | None, precision: Precision
     ) -> nn.Module:
-        checkpoint_activations(model, self.activation_checkpointing)
         if mesh is None:
             return model
         if mesh["cp"].size() > 1:

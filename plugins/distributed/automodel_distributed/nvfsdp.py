@@ -14,11 +14,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from automodel_core.errors import UserError
+from automodel_core.layers import layer_lists
 from automodel_core.protocols import Precision, Sizes
 from automodel_distributed.clipping import clip_gradients
 from automodel_distributed.data_parallel import Replica
-from automodel_distributed.layers import layer_lists
-from automodel_distributed.recompute import check_activation_checkpointing, checkpoint_activations
 from automodel_distributed.sizes import check_size, mesh_sizes
 
 T = TypeVar("T")
@@ -35,25 +34,22 @@ class NvFSDPManager:
         dp_size: Data-parallel ranks; none takes all that the other sizes leave.
         tp_size: Tensor parallelism, which only fsdp2 has; 1.
         cp_size: Context parallelism, which only fsdp2 has; 1.
-        activation_checkpointing: Layers that compute again instead of keeping their activations:
-            `none`, `full`, `selective` (keeps matrix products and attention) or `{every: n}`.
     """
 
     dp_size: int | None = None
     tp_size: int = 1
     cp_size: int = 1
-    activation_checkpointing: str | dict[str, int] = "none"
 
     sequence_multiple: ClassVar[int] = 1
     before_weights: ClassVar[bool] = False
     offloads: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
 
     _stepped: bool = attrs.field(init=False, default=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         for name in ("dp_size", "tp_size", "cp_size"):
             check_size(name, getattr(self, name))
-        check_activation_checkpointing(self.activation_checkpointing)
         for name, what in (("tp_size", "tensor"), ("cp_size", "context")):
             if getattr(self, name) > 1:
                 raise UserError(
@@ -86,7 +82,6 @@ class NvFSDPManager:
     def parallelize(
         self, model: PreTrainedModel, mesh: DeviceMesh | None, precision: Precision
     ) -> nn.Module:
-        checkpoint_activations(model, self.activation_checkpointing)
         if mesh is None:
             return model
         if precision.frozen is not None:

@@ -29,9 +29,9 @@ from torch.distributed.tensor.parallel import (
 from transformers import PreTrainedModel
 
 from automodel_core.errors import UserError
+from automodel_core.layers import layer_lists
 from automodel_core.vocabulary import whole_unless_left
 from automodel_distributed.adapted_linear import cut_adapted_linear, is_adapted_linear
-from automodel_distributed.layers import layer_lists
 from automodel_distributed.tp_plans import (
     Plan,
     Shape,

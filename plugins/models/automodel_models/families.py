@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PretrainedConfig,
+    PreTrainedModel,
 )
 
 
@@ -32,6 +33,11 @@ class Family:
     configurations: Container[type[PretrainedConfig]]
     example: str
     processes: bool
+
+    def model_class(self, config: PretrainedConfig) -> type[PreTrainedModel] | None:
+        """transformers' model of a configuration; None for one with Python of its own."""
+        known = type(config) in self.configurations
+        return self.auto_class._model_mapping[type(config)] if known else None
 
 
 CAUSAL_LM = Family(

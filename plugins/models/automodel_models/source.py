@@ -5,6 +5,7 @@ Making one reads configurations and headers only. Weights are read, or drawn, by
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from transformers import (
 
 from automodel_core.errors import UserError
 from automodel_core.train.sharded.reading import can_read_sharded
+from automodel_models.attention import Attention, choose_attention, for_documents
 from automodel_models.configuration import (
     count_parameters,
     empty_model,
@@ -27,8 +29,9 @@ from automodel_models.configuration import (
 )
 from automodel_models.families import Family
 from automodel_models.files import ModelFiles, Wanted, locate
+from automodel_models.liger import check_liger, use_liger
 from automodel_models.loading import finish, read_model, read_processor, read_tokenizer
-from automodel_models.options import check_attention, check_patches, read_dtype
+from automodel_models.options import read_dtype
 from automodel_models.quiet import quiet_transformers
 from automodel_models.vocabulary import check_vocabulary
 
@@ -41,9 +44,10 @@ class UnreadModel:
         family: What kind of model it is.
         files: Where it is; None for a configuration that the YAML spells out.
         pretrained: Read the weights; if not, draw them.
-        attention: transformers' `attn_implementation`.
+        attention: What computes attention.
         trusted: Whether the model's own Python may run.
         resize_embeddings: Add rows for tokens that the model doesn't embed.
+        liger: Whether its norms and feed-forward layers are Liger's.
     """
 
     family: Family
@@ -52,10 +56,20 @@ class UnreadModel:
     torch_dtype: torch.dtype | Literal["auto"]
     files: ModelFiles | None
     pretrained: bool
-    attention: str | None
+    attention: Attention
     trusted: bool
     resize_embeddings: bool
     parameter_count: int
+    liger: bool
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What the YAML left to be chosen here, in words."""
+        return self.attention.choices
+
+    def running(self) -> AbstractContextManager[object]:
+        """What is set for this process while the model runs."""
+        return self.attention.running()
 
     @property
     def revision(self) -> str | None:
@@ -110,7 +124,7 @@ class UnreadModel:
 
     def empty_model(self) -> PreTrainedModel:
         """The model on the meta device, with the shapes of its weights and no memory."""
-        return empty_model(self.config, self.attention, self.trusted, self.family)
+        return empty_model(self.config, self.attention.implementation, self.trusted, self.family)
 
     def unread_model(
         self, dtype: torch.dtype, weights: Path | None = None
@@ -132,6 +146,7 @@ class UnreadModel:
         if not can_read_sharded(model, folder):
             return None
         finish(model, folder, self.name, dtype)
+        self._patch(model)
         return model, folder
 
     def load_model(
@@ -151,7 +166,12 @@ class UnreadModel:
             model = self._draw(dtype)
         else:
             model = self._read(dtype, weights)
+        self._patch(model)
         return model.to(device)
+
+    def _patch(self, model: PreTrainedModel) -> None:
+        if self.liger:
+            use_liger(model)
 
     def _draw(self, dtype: torch.dtype) -> PreTrainedModel:
         # On the CPU, so that a seed means the same weights on every device.
@@ -159,7 +179,7 @@ class UnreadModel:
             return self.family.auto_class.from_config(
                 self.config,
                 dtype=dtype,
-                attn_implementation=self.attention,
+                attn_implementation=self.attention.implementation,
                 trust_remote_code=self.trusted,
             )
 
@@ -173,7 +193,7 @@ class UnreadModel:
             config=self.config if own else None,
             gguf_file=self.files.gguf_file if own else None,
             dtype=dtype,
-            attention=self.attention,
+            attention=self.attention.implementation,
             trusted=self.trusted,
             family=self.family,
         )
@@ -193,22 +213,29 @@ def stored_model(
     gguf_file: str | None,
     *,
     torch_dtype: str,
-    attn_implementation: str | None,
-    use_liger_kernel: bool,
-    use_sdpa_patching: bool,
+    attn_implementation: str,
+    use_liger_kernel: Literal["auto"] | bool,
+    use_sdpa_patching: Literal["auto"] | bool,
+    sdpa_method: list[str] | None,
     revision: str | None,
     trust_remote_code: bool,
     resize_embeddings: bool,
     hf_kwargs: dict[str, Any] | None,
+    packed: bool,
 ) -> UnreadModel:
     """A model that has weights; the parameters are those of the families' `from_pretrained`.
 
     Raises:
         UserError: There is no such model, it can't be reached or trained, or an option doesn't fit.
     """
-    check_patches(use_liger_kernel, use_sdpa_patching)
-    check_attention(attn_implementation)
     dtype = read_dtype(torch_dtype)
+    attention = choose_attention(
+        attn_implementation,
+        use_sdpa_patching,
+        sdpa_method,
+        dtype,
+        images=family.processes,
+    )
     files = locate(
         Wanted(
             name=pretrained_model_name_or_path,
@@ -219,6 +246,8 @@ def stored_model(
         )
     )
     config = read_configuration(files, hf_kwargs or {}, trust_remote_code, family)
+    if packed:
+        attention = for_documents(attention, config, family.model_class(config))
     return UnreadModel(
         family=family,
         name=pretrained_model_name_or_path,
@@ -226,10 +255,13 @@ def stored_model(
         torch_dtype=dtype,
         files=files,
         pretrained=True,
-        attention=attn_implementation,
+        attention=attention,
         trusted=trust_remote_code,
         resize_embeddings=resize_embeddings,
-        parameter_count=count_parameters(config, attn_implementation, trust_remote_code, family),
+        parameter_count=count_parameters(
+            config, attention.implementation, trust_remote_code, family
+        ),
+        liger=check_liger(use_liger_kernel, config),
     )
 
 
@@ -238,22 +270,29 @@ def drawn_model(
     config: str | dict[str, Any] | PretrainedConfig,
     *,
     torch_dtype: str,
-    attn_implementation: str | None,
-    use_liger_kernel: bool,
-    use_sdpa_patching: bool,
+    attn_implementation: str,
+    use_liger_kernel: Literal["auto"] | bool,
+    use_sdpa_patching: Literal["auto"] | bool,
+    sdpa_method: list[str] | None,
     revision: str | None,
     trust_remote_code: bool,
     resize_embeddings: bool,
     hf_kwargs: dict[str, Any] | None,
+    packed: bool,
 ) -> UnreadModel:
     """A model to draw; the parameters are those of the families' `from_config`.
 
     Raises:
         UserError: There is no such configuration, or it isn't of the family.
     """
-    check_patches(use_liger_kernel, use_sdpa_patching)
-    check_attention(attn_implementation)
     dtype = read_dtype(torch_dtype)
+    attention = choose_attention(
+        attn_implementation,
+        use_sdpa_patching,
+        sdpa_method,
+        dtype,
+        images=family.processes,
+    )
     if isinstance(config, str):
         path = Path(config)
         wanted = Wanted(
@@ -269,6 +308,8 @@ def drawn_model(
         _refuse_for_spelled_out(revision=revision, hf_kwargs=hf_kwargs)
         files, built = None, make_configuration(config, family)
         name = f"{built.model_type} with random weights"
+    if packed:
+        attention = for_documents(attention, built, family.model_class(built))
     return UnreadModel(
         family=family,
         name=name,
@@ -276,10 +317,13 @@ def drawn_model(
         torch_dtype=dtype,
         files=files,
         pretrained=False,
-        attention=attn_implementation,
+        attention=attention,
         trusted=trust_remote_code,
         resize_embeddings=resize_embeddings,
-        parameter_count=count_parameters(built, attn_implementation, trust_remote_code, family),
+        parameter_count=count_parameters(
+            built, attention.implementation, trust_remote_code, family
+        ),
+        liger=check_liger(use_liger_kernel, built),
     )
 
 

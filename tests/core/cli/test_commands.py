@@ -152,7 +152,7 @@ BAD = "lr_scheduler:\n  warmup: 5\noptimizer: {_target_: sgd, betas: [0.9, 0.95]
 
 
 def test_validate_tells_everything_at_once(automodel, config, snapshot):
-    code, printed, _ = automodel("validate", config(BAD), "compile=true", "dataset.splt=train")
+    code, printed, _ = automodel("validate", config(BAD), "compile=always", "dataset.splt=train")
     assert code == 2
     assert printed == snapshot
 

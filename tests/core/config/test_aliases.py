@@ -18,6 +18,7 @@ SAME = {
     "logger: {wandb_save_dir: p}": ("wandb.save_dir", "p"),
     "wandb: {dir: p}": ("wandb.save_dir", "p"),
     "peft: {target_modules: [a]}": ("peft.include_modules", ["a"]),
+    "distributed: {activation_checkpointing: full}": ("activation_checkpointing", "full"),
     "model: {dtype: bfloat16}": ("model.torch_dtype", "bfloat16"),
 }
 

@@ -26,10 +26,6 @@ NO_SIGNATURE = ("distributed_nvfsdp",)
 
 # Block -> the line and message of each refusal. A block that isn't here has no problem.
 REFUSED = {
-    "model_llm": [
-        (5, "`use_liger_kernel` can't be true."),
-        (6, "`use_sdpa_patching` can't be true."),
-    ],
     "peft": [(15, "`use_triton` can't be true.")],
     "slurm": [(1, SLURM)],
     "environment_variables": [(4, SLURM)],

@@ -106,6 +106,7 @@ def test_what_is_wrong_is_none_and_the_rest_is_there(read):
 OFF = [
     "compile: false\n",
     "compile:\n",
+    "activation_checkpointing: none\n",
     "compile: {enabled: false, mode: default}\n",
     "peft:\n",
     "packed_sequence: {packed_sequence_size: 0}\n",

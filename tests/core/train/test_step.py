@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from automodel_core.train.step import prepare_micro_batch, shift_labels
+from automodel_core.train.step import document_bounds, prepare_micro_batch, shift_labels
 
 CPU = torch.device("cpu")
 
@@ -38,12 +38,31 @@ def test_rows_padded_on_the_right_need_no_mask():
 
 
 @pytest.mark.parametrize(
-    ("positions", "mask"), [([0, 1, 0, 1], [1, 1, 1, 1]), ([0, 0, 1, 2], [0, 1, 1, 1])]
+    ("positions", "mask", "told"),
+    [
+        ([0, 1, 0, 1], [1, 1, 1, 1], {"position_ids"}),
+        ([0, 0, 1, 2], [0, 1, 1, 1], {"position_ids", "attention_mask"}),
+    ],
 )
-def test_packed_rows_and_rows_padded_on_the_left_keep_theirs(positions, mask):
+def test_packed_rows_keep_their_positions_and_rows_padded_on_the_left_both(positions, mask, told):
     kept = batch([4, 5, 6, 7], positions) | {"attention_mask": torch.tensor([mask])}
-    inputs = prepare_micro_batch(kept, CPU).inputs
-    assert set(inputs) == {"input_ids", "attention_mask", "position_ids"}
+    assert set(prepare_micro_batch(kept, CPU).inputs) == {"input_ids"} | told
+
+
+@pytest.mark.parametrize(
+    ("positions", "bounds"),
+    [
+        ([[0, 1, 0, 1], [0, 1, 2, 3]], [0, 2, 4, 8]),
+        ([[0, 0, 0, 1], [3, 0, 1, 2]], [0, 1, 2, 4, 5, 8]),  # padding is in documents of its own
+    ],
+)
+def test_attention_without_masks_is_told_where_documents_begin(positions, bounds):
+    assert document_bounds(torch.tensor(positions))["cu_seq_lens_q"].tolist() == bounds
+    packed = batch([4, 5, 6, 7], [0, 1, 0, 1])
+    inputs = prepare_micro_batch(packed, CPU, bounds=True).inputs
+    assert inputs["cu_seq_lens_q"].tolist() == [0, 2, 4]
+    assert inputs["attention_mask"].dim() == 4  # as it is: transformers makes no mask of it
+    assert "cu_seq_lens_q" not in prepare_micro_batch(packed, CPU).inputs
 
 
 def test_what_is_not_text_alone_keeps_its_mask():

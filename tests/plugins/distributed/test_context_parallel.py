@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
+from automodel_core.config.schema import EveryLayer
 from automodel_core.errors import UserError
 from automodel_distributed.context_parallel import (
     KEYWORD,
@@ -100,11 +101,10 @@ def test_every_kind_of_model_with_full_attention_shares_sequences(two_ranks, fam
     assert_same(two_ranks.run(train_spread, case, "FSDP2Manager", CP), train_alone(case))
 
 
-@pytest.mark.parametrize("recompute", ["full", "selective", {"every": 2}])
+@pytest.mark.parametrize("recompute", ["full", "selective", EveryLayer(every=2)])
 def test_layers_that_compute_again_share_the_same_sequences(two_ranks, recompute):
-    case = attrs.evolve(CASES["full"], steps=5)
-    options = {**CP, "activation_checkpointing": recompute}
-    assert_same(two_ranks.run(train_spread, case, "FSDP2Manager", options), alone("full"))
+    case = attrs.evolve(CASES["full"], steps=5, recompute=recompute)
+    assert_same(two_ranks.run(train_spread, case, "FSDP2Manager", CP), alone("full"))
 
 
 @pytest.mark.slow

@@ -64,14 +64,6 @@ def test_sequence_parallel_needs_tensor_parallelism():
     assert refused.value.argument == "sequence_parallel"
 
 
-@pytest.mark.parametrize("choice", ["most", {"every": 0}, {"each": 2}, {"every": True}])
-@pytest.mark.parametrize("manager", [DDPManager, FSDP2Manager])
-def test_an_unknown_way_of_checkpointing_is_refused(manager, choice):
-    with pytest.raises(UserError, match="activation_checkpointing can't be") as refused:
-        manager(activation_checkpointing=choice)
-    assert refused.value.argument == "activation_checkpointing"
-
-
 @pytest.mark.parametrize("manager", [DDPManager(), FSDP2Manager()])
 def test_one_process_leaves_the_model_as_it_is(manager):
     model = build_model(Case())

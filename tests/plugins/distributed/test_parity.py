@@ -9,6 +9,7 @@ import attrs
 import pytest
 import torch
 
+from automodel_core.config.schema import EveryLayer
 from tests.plugins.distributed.training import Case, train_alone, train_spread
 from tests.variants import mostly_slow
 
@@ -89,9 +90,26 @@ def test_four_ranks_train_as_one(four_ranks, way, case):
 
 
 @pytest.mark.parametrize("way", ["DDPManager", "FSDP2Manager"])
-@pytest.mark.parametrize("choice", ["full", "selective", {"every": 2}])
+@pytest.mark.parametrize("choice", ["full", "selective", EveryLayer(every=2)])
 @pytest.mark.parametrize("case", ["tied fused", "lora"])
 def test_recomputed_activations_change_no_number(two_ranks, way, choice, case):
-    options = {"activation_checkpointing": choice}
     short = attrs.evolve(CASES[case], steps=4)
-    assert_same(two_ranks.run(train_spread, short, way, options), train_alone(short))
+    recomputed = attrs.evolve(short, recompute=choice)
+    assert_same(two_ranks.run(train_spread, recomputed, way, {}), train_alone(short))
+
+
+@pytest.mark.parametrize(
+    ("way", "case", "choice"),
+    [
+        ("DDPManager", "tied fused", None),
+        ("FSDP2Manager", "lora", "full"),
+        pytest.param("DDPManager", "lora", "full", marks=pytest.mark.slow),
+        pytest.param("DDPManager", "full", "selective", marks=pytest.mark.slow),
+        pytest.param("FSDP2Manager", "full", "selective", marks=pytest.mark.slow),
+        pytest.param("FSDP2Manager", "tied fused", None, marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_layers_change_no_number(two_ranks, way, case, choice):
+    short = attrs.evolve(CASES[case], steps=2)
+    compiled = attrs.evolve(short, compiled=True, recompute=choice)
+    assert_same(two_ranks.run(train_spread, compiled, way, {}), train_alone(short))

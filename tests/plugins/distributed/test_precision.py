@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from automodel_core.train.precision import PrecisionPlan
+from automodel_core.train.recompute import checkpoint_activations
 from automodel_distributed.managers import FSDP2Manager
 from tests.plugins.distributed.training import (
     Case,
@@ -31,12 +32,13 @@ def test_float32_adapters_train_beside_a_bfloat16_model(two_ranks, way):
         assert {tensor.dtype for tensor in rank.state.values()} == {torch.float32}
 
 
-def spread_out(case, options, precision):
+def spread_out(case, precision):
     """A model after one step's passes: what each parameter is, and the loss."""
-    manager = FSDP2Manager(**options)
+    manager = FSDP2Manager()
     mesh = build_mesh(manager.sizes(dist.get_world_size()))
     model = build_model(case)
     names, state_names = [n for n, _ in model.named_parameters()], list(model.state_dict())
+    checkpoint_activations(model, case.recompute)
     manager.parallelize(model, mesh, precision)
     inputs, labels = micro_batch(case, 0, 0)
     rank = dist.get_rank()
@@ -59,13 +61,12 @@ def spread_out(case, options, precision):
     return set(found), logits.dtype, loss.item()
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
+@pytest.mark.parametrize("checkpointing", [None, "full", "selective"])
 def test_units_hold_one_dtype_and_parameters_keep_their_names(two_ranks, checkpointing):
     """Older PyTorch asks for one original dtype in every unit of FSDP2."""
     precision = PrecisionPlan(torch.float32, torch.bfloat16, False, "", frozen=torch.bfloat16)
-    case = Case(adapters=LORA, dtype=torch.bfloat16)
-    options = {"activation_checkpointing": checkpointing}
-    for found, *_ in two_ranks.run(spread_out, case, options, precision):
+    case = Case(adapters=LORA, dtype=torch.bfloat16, recompute=checkpointing)
+    for found, *_ in two_ranks.run(spread_out, case, precision):
         assert found == {
             (True, False, torch.bfloat16, None),
             (False, True, torch.float32, torch.float32),
@@ -75,7 +76,7 @@ def test_units_hold_one_dtype_and_parameters_keep_their_names(two_ranks, checkpo
 def test_float32_weights_are_gathered_in_the_dtype_of_products(two_ranks):
     """And after a pass without gradients, embeddings and head are shards again."""
     precision = PrecisionPlan(torch.float32, torch.bfloat16, False, "")
-    ranks = two_ranks.run(spread_out, Case(), {}, precision)
+    ranks = two_ranks.run(spread_out, Case(), precision)
     for found, logits, _ in ranks:
         assert found == {(True, True, torch.float32, torch.float32)}
         assert logits == torch.bfloat16

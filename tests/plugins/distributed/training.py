@@ -17,9 +17,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
+from automodel_core.config.schema import Compile, EveryLayer
 from automodel_core.protocols import IGNORE_INDEX, Batch, Sizes
+from automodel_core.train.compiling import Compilation
 from automodel_core.train.head import split_head
 from automodel_core.train.precision import PrecisionPlan
+from automodel_core.train.recompute import checkpoint_activations
 from automodel_core.train.rows import at_rows, supervised_rows
 from automodel_core.vocabulary import leaving_logits_sharded
 from automodel_distributed import managers
@@ -60,6 +63,8 @@ class Case:
         max_norm: What gradients are clipped to.
         dtype: Of the model's weights.
         rows: Samples of a micro-batch, over all ranks.
+        recompute: `activation_checkpointing`, on many ranks.
+        compiled: Whether layers are compiled, on many ranks.
     """
 
     family: str = "Llama"
@@ -74,6 +79,8 @@ class Case:
     max_norm: float | None = 0.5
     dtype: torch.dtype = torch.float32
     rows: int = 4
+    recompute: str | EveryLayer | None = None
+    compiled: bool = False
 
 
 @attrs.frozen
@@ -168,6 +175,7 @@ def train_spread(case: Case, manager: str, options: dict[str, Any]) -> Trained:
         reason="",
         frozen=case.dtype if case.adapters is not None else None,
     )
+    checkpoint_activations(model, case.recompute)
     spread = manager.parallelize(model, mesh, precision)
     compute = loss_of(case, manager, model, spread)
     if mesh["cp"].size() > 1:
@@ -183,22 +191,24 @@ def train_spread(case: Case, manager: str, options: dict[str, Any]) -> Trained:
 
     optimizer = optimizer_for(model)
     losses, norms = [], []
-    for step in range(case.steps):
-        batches = [micro_batch(case, step, index) for index in range(case.accumulate)]
-        tokens = sum(int((labels != IGNORE_INDEX).sum()) for _, labels in batches)
-        total = torch.zeros(())
-        for index, (inputs, labels) in enumerate(batches):
-            with manager.micro_batch(spread, last=index == case.accumulate - 1):
-                loss = losses_of(inputs[rank::ranks], labels[rank::ranks]) / tokens
-                (loss * manager.gradient_divisor(mesh)).backward()
-            total += loss.detach()
-        norms.append(manager.clip(model.parameters(), case.max_norm).item())
-        losses.append(summed(total, mesh))
-        optimizer.step()
-        optimizer.zero_grad()
-    with torch.no_grad():
-        inputs, labels = micro_batch(case, 0, 0)
-        evaluation = summed(losses_of(inputs[rank::ranks], labels[rank::ranks]), mesh)
+    compilation = Compilation(Compile(backend="aot_eager") if case.compiled else None)
+    with compilation.layers_of(model, deterministic=False):
+        for step in range(case.steps):
+            batches = [micro_batch(case, step, index) for index in range(case.accumulate)]
+            tokens = sum(int((labels != IGNORE_INDEX).sum()) for _, labels in batches)
+            total = torch.zeros(())
+            for index, (inputs, labels) in enumerate(batches):
+                with manager.micro_batch(spread, last=index == case.accumulate - 1):
+                    loss = losses_of(inputs[rank::ranks], labels[rank::ranks]) / tokens
+                    (loss * manager.gradient_divisor(mesh)).backward()
+                total += loss.detach()
+            norms.append(manager.clip(model.parameters(), case.max_norm).item())
+            losses.append(summed(total, mesh))
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad():
+            inputs, labels = micro_batch(case, 0, 0)
+            evaluation = summed(losses_of(inputs[rank::ranks], labels[rank::ranks]), mesh)
     return Trained(losses, norms, evaluation, trained_state(model))
 
 

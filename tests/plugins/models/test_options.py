@@ -28,14 +28,6 @@ def test_other_dtypes_are_refused(written):
     assert refused.value.argument == "torch_dtype"
 
 
-@pytest.mark.parametrize("name", ["use_liger_kernel", "use_sdpa_patching"])
-@pytest.mark.parametrize("build", [from_pretrained, from_config])
-def test_what_is_not_available_yet_is_refused_by_name(build, name):
-    with pytest.raises(UserError, match=f"{name} isn't available yet") as refused:
-        build("anything", **{name: True})
-    assert refused.value.argument == name
-
-
 @pytest.mark.parametrize("name", ["eager", "sdpa"])
 def test_attn_implementation_reaches_the_model(llama_folder, name):
     source = from_pretrained(str(llama_folder), attn_implementation=name)
@@ -53,7 +45,7 @@ def test_attn_implementation_reaches_the_model(llama_folder, name):
 )
 @pytest.mark.parametrize("build", [from_pretrained, from_config])
 def test_other_attentions_are_refused_with_the_one_that_works(build, name, says, monkeypatch):
-    monkeypatch.setattr("automodel_models.options.find_spec", lambda package: None)
+    monkeypatch.setattr("automodel_models.attention.find_spec", lambda package: None)
     with pytest.raises(UserError, match=says) as refused:
         build("anything", attn_implementation=name)
     assert refused.value.argument == "attn_implementation"

@@ -20,10 +20,9 @@ from torch.utils.checkpoint import (
 )
 from transformers import PreTrainedModel
 
+from automodel_core.config.schema import EveryLayer
 from automodel_core.errors import UserError
-from automodel_distributed.layers import layer_lists
-
-MODES = ("none", "full", "selective")
+from automodel_core.layers import layer_lists
 
 # What `selective` keeps: the results that are dear to compute. The rest of a layer is element-wise.
 _aten = torch.ops.aten
@@ -35,43 +34,35 @@ KEPT = {
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.higher_order.flex_attention,
 }
 
 
-def check_activation_checkpointing(choice: str | Mapping[str, int]) -> None:
-    """Refuse what `activation_checkpointing` can't be.
-
-    Raises:
-        UserError: It is neither a mode nor `{every: n}`.
-    """
-    if isinstance(choice, str) and choice in MODES:
-        return
-    if isinstance(choice, Mapping) and set(choice) == {"every"}:
-        every = choice["every"]
-        if isinstance(every, int) and not isinstance(every, bool) and every >= 1:
-            return
-    raise UserError(
-        f"activation_checkpointing can't be {choice}.",
-        fix="write none, full, selective, or {every: 2} for every second layer",
-        argument="activation_checkpointing",
-    )
-
-
-def checkpoint_activations(model: PreTrainedModel, choice: str | Mapping[str, int]) -> None:
+def checkpoint_activations(model: PreTrainedModel, choice: str | bool | EveryLayer | None) -> None:
     """Make the layers of a model recompute, in training only.
 
     Args:
         model: Its layers are found by `layer_lists`.
-        choice: "full" recomputes every layer; "selective" keeps matrix products and attention;
-            `{"every": n}` recomputes the first of every n layers whole.
+        choice: "full" or True recomputes every layer; "selective" keeps matrix products and
+            attention; `EveryLayer` recomputes the first of every n layers whole.
+
+    Raises:
+        UserError: The model has no layers to tell apart.
     """
-    if choice == "none":
+    if choice in (None, False):
         return
-    every = choice["every"] if isinstance(choice, Mapping) else 1
+    stacks = layer_lists(model)
+    if not stacks:
+        raise UserError(
+            f"{type(model).__name__} has no list of layers that could be computed again.",
+            fix="write activation_checkpointing: none",
+            path=("activation_checkpointing",),
+        )
+    every = choice.every if isinstance(choice, EveryLayer) else 1
     options: dict[str, Any] = {"use_reentrant": False}
     if choice == "selective":
         options["context_fn"] = _keep_dear_results
-    for layers in layer_lists(model):
+    for layers in stacks:
         for layer in layers[::every]:
             layer.forward = _recomputed(layer, layer.forward, options)
 
