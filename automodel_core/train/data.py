@@ -152,13 +152,16 @@ class TrainingData:
                 fix="write shuffle: true, or leave group_by_length out",
                 path=("dataloader", "group_by_length"),
             )
+        lengths = None
+        if section.group_by_length:
+            lengths = lengths_of(dataset, targets.bind(section.collate_fn, supplied))
         return cls(
             dataset=dataset,
             make_loader=loader_maker(targets, section, dataset, supplied),
             layout=plan_layout(scheduler, section.batch_size, world.data_ranks, world.data_rank),
             seed=config.rng.seed,
             shuffle=section.shuffle,
-            lengths=lengths_of(dataset) if section.group_by_length else None,
+            lengths=lengths,
         )
 
     @cached_property

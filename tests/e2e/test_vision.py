@@ -55,7 +55,8 @@ def train(conversations, tmp_path_factory):
             **SAME,
             **sections,
         }
-        config["dataloader"] = {**SAME["dataloader"], "collate_fn": "image_text"}
+        loader = sections.get("dataloader", SAME["dataloader"])
+        config["dataloader"] = {**loader, "collate_fn": "image_text"}
         config["optimizer"] = {"_target_": "adamw", **SAME["optimizer"]}
         with (folder / "config.yaml").open("w") as handle:
             YAML(typ="safe").dump(config, handle)
@@ -206,3 +207,12 @@ def test_a_tokenizer_of_its_own_is_the_processors_and_is_saved_in_it(models, tra
     saved = read_processor(folder / "latest" / "model")
     assert saved.chat_template.endswith("{# mine #}")
     assert saved.image_token == "<image>"
+
+
+def test_samples_of_like_lengths_stand_together_and_a_worker_reads_them(models, train):
+    _, losses = train(
+        models("llava"),
+        dataloader={"batch_size": 2, "shuffle": True, "group_by_length": True, "num_workers": 1},
+        step_scheduler={"max_steps": 2},
+    )
+    assert len(losses) == 2

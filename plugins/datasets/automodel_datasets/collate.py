@@ -39,7 +39,7 @@ def default_collater(
         `sample_id`, become a tensor of `[batch]`; anything else a list.
 
     Raises:
-        UserError: `pad_to_multiple_of` is no length.
+        UserError: `pad_to_multiple_of` is no length, or samples hold no tokens.
     """
     if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
         raise UserError(
@@ -48,6 +48,12 @@ def default_collater(
             argument="pad_to_multiple_of",
         )
     multiple = pad_to_multiple_of or 1
+    if samples and "input_ids" not in samples[0]:
+        raise UserError(
+            "The samples are no tokens yet, and this collator only pads.",
+            fix="write collate_fn: image_text for conversations with images",
+            path=("dataloader", "collate_fn"),
+        )
     longest = max((len(sample["input_ids"]) for sample in samples), default=0)
     width = -(-longest // multiple) * multiple
     fills = {

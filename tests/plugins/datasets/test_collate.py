@@ -82,3 +82,9 @@ def test_padding_changes_nothing_that_the_model_computes(tmp_path):
         batch = default_collater(samples, padding_side=side)
         del batch["labels"]
         torch.testing.assert_close(model(**batch).logits[1, place], alone)
+
+
+def test_samples_without_tokens_are_refused_with_the_collator_for_images():
+    with pytest.raises(UserError, match="no tokens yet") as refused:
+        default_collater([{"messages": [], "images": []}])
+    assert "image_text" in refused.value.fix

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from automodel_core.errors import UserError
+from automodel_core.train.lengths import lengths_of
 from automodel_datasets.image_collate import image_text_collater
 from tests.plugins.datasets.seeing import FAMILIES
 
@@ -151,3 +152,13 @@ def test_the_wrong_number_of_placeholders_is_refused():
 def test_a_text_model_has_no_processor_and_is_told_so():
     with pytest.raises(UserError, match="processor"):
         image_text_collater([ONE], None)
+
+
+def test_lengths_count_the_tokens_of_images():
+    processor = FAMILIES["gemma3"][0]()
+    samples = [ONE, SEVERAL, sample(said("user", "12?"), said("assistant", "The sum."), images=0)]
+    lengths = lengths_of(samples, lambda rows: image_text_collater(rows, processor))
+    batch = image_text_collater(samples, processor)
+    assert lengths.tolist() == batch["attention_mask"].sum(1).tolist()
+    with pytest.raises(UserError, match="can't be packed"):
+        lengths_of(samples)
