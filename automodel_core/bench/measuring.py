@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,13 @@ from automodel_core.config.schema import LRScheduler, RunConfig
 from automodel_core.data_report.documents import rows_of
 from automodel_core.protocols import Batch
 from automodel_core.train.build import load
-from automodel_core.train.compiling import plan_compilation
 from automodel_core.train.console import Console
 from automodel_core.train.context import RunContext
 from automodel_core.train.loop import optimizer_step
 from automodel_core.train.metrics import peak_memory_gib
-from automodel_core.train.prepare import Prepared, prepare
+from automodel_core.train.prepare import prepare
 from automodel_core.train.readings import Reading
 from automodel_core.train.run import Run
-from automodel_core.train.schedule import plan_horizon
 from automodel_core.train.signals import StopRequest
 
 PERCENTILES = (10, 50, 90, 99)
@@ -73,46 +71,36 @@ def bench(
     Returns:
         The figures of this rank; rates are of all ranks together.
     """
-    whole, started = config, time.perf_counter()
-    config = only_training(whole, warmup + steps)
+    config, started = only_training(config), time.perf_counter()
     console = Console(-1)
     with tempfile.TemporaryDirectory(prefix="automodel-bench-") as place:
-        prepared = compiled_as(whole, prepare(config, context, console))
+        prepared = prepare(config, context, console)
         phases = {"prepare": time.perf_counter() - started}
-        running = getattr(prepared.source, "running", nullcontext)
-        with prepared.world.formed(prepared.device, config.dist_env), running():
+        with prepared.world.formed(prepared.device, config.dist_env), ExitStack() as training:
             mark = time.perf_counter()
+            training.enter_context(getattr(prepared.source, "running", nullcontext)())
             run = load(config, context, console, prepared, Path(place), None)
             phases["load"] = time.perf_counter() - mark
+            layers = run.compilation.layers_of(run.model, deterministic=config.deterministic)
+            training.enter_context(layers)
             run.model.train()
-            rows = counted(run)
-            readings = []
+            rows, readings = counted(run), []
+            each_step = training.enter_context(profiled(profile_to, run, warmup + steps))
             mark = time.perf_counter()
-            compiled = run.compilation.layers_of(run.model, deterministic=config.deterministic)
-            with compiled, profiled(profile_to, run) as each_step:
-                for number in range(warmup + steps):
-                    readings.append(optimizer_step(run, StopRequest()))
-                    if not number:
-                        readings[0].clock.seconds()  # waits for the device
-                        phases["first step"] = time.perf_counter() - mark
-                    each_step()
+            for number in range(warmup + steps):
+                readings.append(optimizer_step(run, StopRequest()))
+                if not number:
+                    readings[0].clock.seconds()  # waits for the device
+                    phases["first step"] = time.perf_counter() - mark
+                each_step()
             return figures(run, readings, rows, warmup, phases)
 
 
-def compiled_as(whole: RunConfig, prepared: Prepared) -> Prepared:
-    """`compile: auto` decides by all the steps that the file asks for, not by those of a bench."""
-    horizon = plan_horizon(whole.step_scheduler, prepared.data.steps_per_epoch)
-    compilation = plan_compilation(
-        whole, prepared.world, prepared.device, prepared.source, prepared.data, horizon
-    )
-    return attrs.evolve(prepared, compilation=compilation)
-
-
-def only_training(config: RunConfig, steps: int) -> RunConfig:
-    """The configuration without what isn't training."""
+def only_training(config: RunConfig) -> RunConfig:
+    """The configuration without what isn't training. Its length stays, which `compile: auto`
+    goes by."""
     return attrs.evolve(
         config,
-        step_scheduler=attrs.evolve(config.step_scheduler, max_steps=steps, num_epochs=None),
         lr_scheduler=LRScheduler(lr_decay_style="constant"),
         checkpoint=attrs.evolve(config.checkpoint, enabled=False, keep_best=None),
         validation_dataset=None,
@@ -172,6 +160,7 @@ def figures(
         "compiled_graphs": run.compilation.graphs,
         "compile_seconds": run.compilation.seconds,
         "losses": [each.loss for each in metrics],
+        "compiled": run.compilation.settings is not None,
         "time_to_first_step_seconds": sum(phases.values()),
         "phases_seconds": phases,
     }
@@ -182,9 +171,10 @@ def quantile(values: list[float], share: float) -> float:
 
 
 @contextmanager
-def profiled(folder: Path | None, run: Run) -> Iterator[Callable[[], object]]:
-    """Trace the steps into `folder`, if there is one: `trace.json` for Chrome or Perfetto, and on
-    a GPU `memory.pickle` for https://pytorch.org/memory_viz. Yields what each step calls."""
+def profiled(folder: Path | None, run: Run, total: int) -> Iterator[Callable[[], object]]:
+    """Trace the last of `total` steps into `folder`, if there is one: `trace.json` for Chrome or
+    Perfetto, and on a GPU `memory.pickle` for https://pytorch.org/memory_viz. Yields what each step
+    calls."""
     if folder is None:
         yield lambda: None
         return
@@ -192,7 +182,6 @@ def profiled(folder: Path | None, run: Run) -> Iterator[Callable[[], object]]:
     on_gpu = run.objective.device.type == "cuda"
     if on_gpu:
         torch.cuda.memory._record_memory_history(max_entries=100_000)
-    total = run.horizon.total_steps
     shown = min(3, total - 1)
     schedule = torch.profiler.schedule(wait=max(total - shown - 1, 0), warmup=1, active=shown)
     with torch.profiler.profile(schedule=schedule) as profile:
