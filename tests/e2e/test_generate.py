@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from automodel_core.cli import main
 from automodel_core.cli.finding import find_model
 from tests.tiny import VOCABULARY, tiny_llama, tiny_tokenizer
+from tests.variants import mostly_slow
 
 PROMPTS = [
     {"id": number, "prompt": f"What is {number} plus one? " + "Say it. " * (number % 5)}
@@ -194,7 +195,10 @@ def test_a_killed_command_goes_on_where_it_was(generate, talkative, tmp_path):
 LORA = {"dim": 4, "alpha": 64, "include_modules": ["*.q_proj", "*.v_proj"]}
 
 
-@pytest.mark.parametrize("name", ["lora", "rslora", "dora", "lora_plus", "pissa"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(["lora", "rslora", "dora", "lora_plus", "pissa"], fast=["lora", "dora", "pissa"]),
+)
 def test_an_adapter_answers_as_in_peft(automodel, generate, talkative, tmp_path, name):
     run = automodel(
         {

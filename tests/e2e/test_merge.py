@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_se
 
 from automodel_core.cli import main
 from automodel_core.export.finding import find_saved
+from tests.variants import mostly_slow
 
 LORA = {"_target_": "lora", "dim": 4, "alpha": 8}
 TOUCHED = {
@@ -14,6 +15,16 @@ TOUCHED = {
     "embeddings": {"include_modules": ["embed_tokens", "*.v_proj"]},
     "whole head": {"include_modules": ["*.q_proj"], "modules_to_save": ["lm_head", "model.norm"]},
 }
+NAMES = ["lora", "rslora", "dora", "lora_plus", "pissa"]
+# Every variant and every place once.
+FAST = [
+    ("lora", "embeddings"),
+    ("rslora", "whole head"),
+    ("dora", "linears"),
+    ("dora", "embeddings"),
+    ("lora_plus", "linears"),
+    ("pissa", "linears"),
+]
 
 
 @torch.no_grad()
@@ -41,8 +52,7 @@ def merged(automodel, tmp_path, capsys):
     return run
 
 
-@pytest.mark.parametrize("touched", TOUCHED)
-@pytest.mark.parametrize("name", ["lora", "rslora", "dora", "lora_plus", "pissa"])
+@pytest.mark.parametrize(("name", "touched"), mostly_slow(NAMES, TOUCHED, fast=FAST))
 def test_a_merged_run_has_equal_logits_in_plain_transformers(merged, tiny_model, name, touched):
     done, out, printed = merged({"_target_": name, **TOUCHED[touched]})
     adapter = done.folder / "latest" / "model"

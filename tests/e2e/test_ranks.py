@@ -112,7 +112,8 @@ def assert_same_weights(found: Finished, expected: Finished) -> None:
 
 
 # The pairs of the default suite; the others take too long for it.
-FAST = [("ddp", "full"), ("fsdp2", "lora"), ("tp+sp", "full")]
+# `test_launching.py` launches the default, ddp.
+FAST = [("fsdp2", "lora"), ("tp+sp", "full")]
 PAIRS = [
     pytest.param(layout, kind, marks=() if (layout, kind) in FAST else pytest.mark.slow)
     for layout in TWO
@@ -126,15 +127,18 @@ def test_two_processes_follow_one(torchrun, alone, layout, kind):
     found = torchrun(2, {**changes, "distributed": TWO[layout]})
     assert_follows(found, expected)
     assert_same_weights(found, expected)
+    if (layout, kind) == ("fsdp2", "lora"):
+        assert found.out.count("Every rank loads its own part of the model.") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "read"),
     [
-        pytest.param("lora", "Every rank loads its own part of the model."),
-        pytest.param("lora_plus", "Every rank loads its own part", marks=pytest.mark.slow),
-        pytest.param("dora", "Every rank loads the whole model first", marks=pytest.mark.slow),
-        pytest.param("pissa", "Every rank loads the whole model first", marks=pytest.mark.slow),
+        ("lora", "Every rank loads its own part of the model."),
+        ("lora_plus", "Every rank loads its own part"),
+        ("dora", "Every rank loads the whole model first"),
+        ("pissa", "Every rank loads the whole model first"),
     ],
 )
 def test_adapters_that_do_not_start_from_the_weights_let_ranks_read_their_parts(
@@ -163,7 +167,6 @@ def test_variants_of_lora_are_cut_with_their_layers(torchrun, automodel, variant
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["fsdp2", "ddp"])
 def test_frozen_parts_stay_as_they_are_and_the_rest_follows_one_process(
     torchrun, automodel, layout
@@ -175,6 +178,7 @@ def test_frozen_parts_stay_as_they_are_and_the_rest_follows_one_process(
     assert_same_weights(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["dora", "pissa"])
 def test_adapters_that_cannot_be_cut_are_refused_by_name(torchrun, variant):
     found = torchrun(2, {"peft": {"_target_": variant, "dim": 4}, "distributed": TWO["tp"]})

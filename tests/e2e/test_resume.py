@@ -71,10 +71,10 @@ def unbroken(run, memory, tmp_path_factory):
 @pytest.mark.parametrize(
     ("step", "num_workers", "async_save"),
     [
-        (4, 0, False),
+        pytest.param(4, 0, False, marks=pytest.mark.slow),
         (4, 2, True),
         (6, 0, True),  # exactly the end of an epoch
-        (6, 2, False),
+        pytest.param(6, 2, False, marks=pytest.mark.slow),
         (13, 0, False),  # the last step, before it was validated
     ],
 )

@@ -19,6 +19,7 @@ from automodel_datasets.image_collate import image_text_collater
 from automodel_datasets.image_conversations import make_image_conversations
 from automodel_models.image_text import from_pretrained
 from tests.trainer import SAME, losses_on
+from tests.variants import mostly_slow
 from tests.vision import tiny_vlm, write_conversations
 
 STEPS = 30
@@ -98,7 +99,7 @@ def test_thirty_steps_follow_transformers_trainer(name, models, conversations, t
     assert ours[-1] < ours[0] - 0.3, "it learns"
 
 
-@pytest.fixture(scope="module", params=["gemma3", "qwen"])
+@pytest.fixture(scope="module", params=mostly_slow(["gemma3", "qwen"], fast=["qwen"]))
 def adapted(request, models, train) -> tuple[Path, Path]:
     """A base model, and a run that trained an adapter on every linear layer but the tower's."""
     folder, _ = train(

@@ -23,6 +23,7 @@ from automodel_distributed.context_parallel import (
 )
 from tests.plugins.distributed.test_parity import assert_same
 from tests.plugins.distributed.training import SMALL, Case, build_model, train_alone, train_spread
+from tests.variants import mostly_slow
 
 CP = {"cp_size": 2}
 CASES = {
@@ -95,13 +96,15 @@ def test_two_ranks_share_sequences_and_train_as_one(two_ranks, case):
     assert_same(found, alone(case))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, fast=["Gemma", "Qwen3"]))
 def test_every_kind_of_model_with_full_attention_shares_sequences(two_ranks, family):
     case = family_case(family)
     assert_same(two_ranks.run(train_spread, case, "FSDP2Manager", CP), train_alone(case))
 
 
-@pytest.mark.parametrize("recompute", ["full", "selective", EveryLayer(every=2)])
+@pytest.mark.parametrize(
+    "recompute", mostly_slow(["full", "selective", EveryLayer(every=2)], fast=["selective"])
+)
 def test_layers_that_compute_again_share_the_same_sequences(two_ranks, recompute):
     case = attrs.evolve(CASES["full"], steps=5, recompute=recompute)
     assert_same(two_ranks.run(train_spread, case, "FSDP2Manager", CP), alone("full"))

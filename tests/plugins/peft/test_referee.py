@@ -70,7 +70,7 @@ def test_the_losses_of_a_run(variant, bias, tmp_path):
     assert (logits(mine) - logits(reloaded)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", mostly_slow(VARIANTS, fast=["dora"]))
 def test_embeddings(variant):
     base, layers = llama(), ["embed_tokens", "q_proj"]
     make, settings = VARIANTS[variant]

@@ -16,6 +16,7 @@ from automodel_peft.rslora import RsLora
 from tests.plugins.peft.models import llama, logits, train
 from tests.processes import Processes
 from tests.sharding import FSDP_2, assert_same_shards, loss_of, on_meta, shard
+from tests.variants import mostly_slow
 
 EVERYTHING = ["*", "embed_tokens"]
 CPU = torch.device("cpu")
@@ -25,9 +26,19 @@ def without_weights(dtype=torch.float32, **changes):
     return on_meta(llama(**changes).config, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("make", [PeftConfig, RsLora, LoraPlus])
+@pytest.mark.parametrize(
+    ("make", "tied", "dtype"),
+    mostly_slow(
+        [PeftConfig, RsLora, LoraPlus],
+        [False, True],
+        [torch.float32, torch.bfloat16],
+        fast=[
+            (PeftConfig, True, torch.float32),
+            (RsLora, False, torch.bfloat16),
+            (LoraPlus, True, torch.bfloat16),
+        ],
+    ),
+)
 def test_what_is_added_before_the_weights_are_read_is_what_is_added_after(
     make, tied, dtype, tmp_path
 ):
