@@ -3,6 +3,9 @@
     python benchmarks/shapes.py FOLDER
     automodel bench FOLDER/1b-full.yaml --steps 20 --json
 
+With `--weights` the model is drawn on the GPU and stored, and read from there: drawing it on the CPU,
+as runs do so that a seed means the same weights everywhere, takes minutes for 8b.
+
 1b and 8b have the shapes of Llama 3.2 1B and Llama 3.1 8B; tiny is for a laptop. Weights are random
 and bfloat16, tokens are random, 30% of them aren't learned; a step takes 8,192 tokens for 1b and
 4,096 for 8b.
@@ -13,9 +16,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from ruamel.yaml import YAML
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 SHAPES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -41,7 +45,13 @@ KINDS = {
 }
 
 
-def write(folder: Path, shape: str, length: int) -> None:
+def store(config: LlamaConfig, model: Path) -> None:
+    """Random weights, drawn where that is quick."""
+    with torch.device("cuda"):
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(model)
+
+
+def write(folder: Path, shape: str, length: int, weights: bool) -> None:
     """A model's folder and one YAML file for each kind."""
     model = folder / shape
     LlamaConfig(
@@ -57,8 +67,8 @@ def write(folder: Path, shape: str, length: int) -> None:
         )
         config = {
             "model": {
-                "_target_": "causal_lm_from_config",
-                "config": str(model),
+                "_target_": "causal_lm" if weights else "causal_lm_from_config",
+                "pretrained_model_name_or_path" if weights else "config": str(model),
                 "torch_dtype": "bfloat16",
             },
             "dataset": {"_target_": "mock", **varied},
@@ -76,7 +86,8 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shape", choices=SHAPES, nargs="+", default=list(SHAPES))
     parser.add_argument("--length", type=int, default=4096)
+    parser.add_argument("--weights", action="store_true")
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     for each in asked.shape:
-        write(asked.folder, each, asked.length)
+        write(asked.folder, each, asked.length, asked.weights)

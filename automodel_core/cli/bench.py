@@ -135,6 +135,7 @@ def as_lines(found: dict[str, Any]) -> list[str]:
         *lines,
         f"  {'peak memory':<22}{found['peak_memory_gib']:>12.2f} GiB",
         f"  {'waiting for data':<22}{found['data_wait_share']:>12.1%}",
+        f"  {'compiled layers':<22}{'yes' if found['compiled'] else 'no':>12}",
         f"  {'recompiles':<22}{found['recompiles']:>12}",
         f"  {'to the first step':<22}{found['time_to_first_step_seconds']:>12.1f} s ({phases})",
     ]
