@@ -3,7 +3,7 @@
     python benchmarks/shapes.py FOLDER
     automodel bench FOLDER/1b-full.yaml --steps 20 --json
 
-With `--weights` the model is drawn on the GPU and stored, and read from there: drawing it on the CPU,
+With `--weights` a model is drawn on the GPU, stored, and read from there: drawing it on the CPU,
 as runs do so that a seed means the same weights everywhere, takes minutes for 8b.
 
 1b and 8b have the shapes of Llama 3.2 1B and Llama 3.1 8B; tiny is for a laptop. Weights are random
