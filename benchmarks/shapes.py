@@ -54,9 +54,12 @@ def store(config: LlamaConfig, model: Path) -> None:
 def write(folder: Path, shape: str, length: int, weights: bool) -> None:
     """A model's folder and one YAML file for each kind."""
     model = folder / shape
-    LlamaConfig(
+    llama = LlamaConfig(
         **SHAPES[shape], max_position_embeddings=8192, bos_token_id=0, eos_token_id=1
-    ).save_pretrained(model)
+    )
+    llama.save_pretrained(model)
+    if weights:
+        store(llama, model)
     words = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="<s>"))
     PreTrainedTokenizerFast(
         tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<s>"

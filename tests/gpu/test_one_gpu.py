@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from automodel_core.train import loop
+
 pytestmark = pytest.mark.gpu
 
 
@@ -45,3 +47,17 @@ def test_adapters_in_float32_train_beside_a_bfloat16_model(automodel, name):
     assert run.code == 0, run.out
     assert "frozen weights       bfloat16" in run.out
     assert run.losses[-1] < run.losses[0]
+
+
+@pytest.mark.parametrize(("section", "fused"), [({}, True), ({"foreach": True}, None)])
+def test_updates_are_fused_unless_the_yaml_chooses(automodel, monkeypatch, section, fused):
+    step, seen = loop.optimizer_step, []
+
+    def watched(run, stop):
+        seen.append(run.optimizer.param_groups[0]["fused"])
+        return step(run, stop)
+
+    monkeypatch.setattr(loop, "optimizer_step", watched)
+    run = automodel({"optimizer": section})
+    assert run.code == 0, run.out
+    assert set(seen) == {fused}
