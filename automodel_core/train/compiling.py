@@ -29,7 +29,7 @@ from automodel_core.train.world import World
 
 # What `auto` weighs: what compiling takes, without a cache, and the part of an uncompiled step that
 # it saves.
-COMPILE_SECONDS = 60.0
+COMPILE_SECONDS = 30.0
 SAVED = 0.2
 # FLOP/s that an uncompiled model reaches in bfloat16, by compute capability; and the least that a
 # layer's forward and backward passes take, because the host asks for each operation by itself.
