@@ -133,6 +133,9 @@ class Sample(TypedDict, total=False):
 class Dataset(Protocol):
     """Map-style: a fixed length and samples by index. The engine owns the order.
 
+    One that is mixed of several may have `learned_by_source(indices) -> dict[str, int]`: the
+    supervised tokens of these samples by source, for the log.
+
     An optional attribute `notes: Sequence[str]` holds lines to print once at the start, such as how
     many rows were dropped and why.
 

@@ -3,7 +3,7 @@ given batches of indices, and the cursor moves only when an optimizer step is do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -27,6 +27,7 @@ from automodel_core.train.order import (
     epoch_order,
     grouped_by_length,
 )
+from automodel_core.train.packing import PackedDataset
 from automodel_core.train.world import World
 
 # A loader over micro-batches of indices.
@@ -195,6 +196,13 @@ class TrainingData:
             batches=[b if own else unsupervised(b) for b, own in zip(batches, mine, strict=True)],
             filled=[not own for own in mine],
         )
+
+    def learned_by_source(self, samples: Sequence[int]) -> dict[str, int]:
+        """Supervised tokens of a step's samples by the source that they are of; empty for a data
+        set that has no sources."""
+        of = self.dataset.samples if isinstance(self.dataset, PackedDataset) else self.dataset
+        count = getattr(of, "learned_by_source", None)
+        return {} if count is None else count(samples)
 
     def _epoch(self) -> Order:
         """The order of the epoch that the cursor is in."""

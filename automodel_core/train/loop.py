@@ -141,7 +141,10 @@ def report(run: Run, late: int) -> None:
         run.guards.after_step(metrics, reading.samples)
         if not run.world.is_main:
             continue
-        record = attrs.asdict(metrics)
+        by_source = run.data.learned_by_source(reading.samples)
+        record = attrs.asdict(metrics) | {
+            f"num_label_tokens/{name}": count for name, count in by_source.items()
+        }
         run.training_log.append(record)
         run.console.step(metrics)
         run.loggers.log_step(metrics.step, record)

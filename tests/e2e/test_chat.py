@@ -232,7 +232,7 @@ class Terminal:
 def terminal(tmp_path):
     """A chat whose model never ends its answers by itself."""
     folder = write_readable(tmp_path / "endless", endless=True)
-    started = Terminal(str(folder), "--max-new-tokens", "1900")
+    started = Terminal(str(folder), "--max-new-tokens", "30000")
     yield started
     started.process.kill()
     started.process.wait()
