@@ -114,7 +114,10 @@ def whole_run(config: RunConfig, context: RunContext, stop: StopRequest) -> Path
                         "Raise max_steps or num_epochs to go on, or pass --fresh to start again."
                     )
                     return folder
-                train_and_tell(run, context, prepared, stop)
+                try:
+                    train_and_tell(run, context, prepared, stop)
+                finally:
+                    run.writer.finish()
     return folder
 
 

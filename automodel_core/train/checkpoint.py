@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,12 @@ class CheckpointWriter:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self.published(pending.result())
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, whatever becomes of it. A run that ends by
+        an error still holds its folder, which another run must not find half written."""
+        if self._pending is not None and self.together.size == 1:  # others may be gone
+            wait([self._pending])
 
 
 def write_checkpoint(

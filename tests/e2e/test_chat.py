@@ -25,7 +25,8 @@ LONGEST = 12
 def write_readable(folder, *, chat=True, endless=False):
     """A tiny model that says something else to every prompt, in letters alone."""
     tokenizer = tiny_tokenizer(folder, chat)
-    tiny_llama(folder, initializer_range=0.4, max_position_embeddings=2048)
+    length = 32768 if endless else 2048
+    tiny_llama(folder, initializer_range=0.4, max_position_embeddings=length)
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     said = {token for token, text in enumerate(texts) if text.strip().isascii()}
     said = {token for token in said if texts[token].strip().isalnum()}

@@ -46,7 +46,8 @@ def run(command, *arguments):
     return result.return_value, result.output
 
 
-def test_the_list(focal):
+def test_the_list(focal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     code, out = run(list_plugins)
     assert code == 0
     lines = [" ".join(line.split()) for line in out.splitlines()]

@@ -1,4 +1,5 @@
 import os
+import threading
 
 import pytest
 import torch
@@ -94,3 +95,20 @@ def test_a_write_that_fails_leaves_the_older_checkpoint_alone(tmp_path):
         ck.write_checkpoint(tmp_path / "epoch_0_step_2", full, {}, Together())
     assert (tmp_path / "latest").resolve() == first
     assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch_0_step_1", "latest"]
+
+
+def test_a_writer_finishes_what_it_has_begun_when_its_run_fails(tmp_path):
+    """Else the next run, which may take the folder at once, would find it half written."""
+    begun, go_on = threading.Event(), threading.Event()
+    writer = ck.CheckpointWriter(background=True, published=lambda path: None, together=Together())
+
+    def fill(folder):
+        begun.set()
+        go_on.wait(10)
+        (folder / "file").write_text("whole")
+
+    writer.write(tmp_path / "epoch_0_step_1", fill, {})
+    begun.wait(10)
+    threading.Timer(0.2, go_on.set).start()
+    writer.finish()
+    assert (tmp_path / "epoch_0_step_1" / "file").read_text() == "whole"

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
+    FalconH1Config,
     Gemma3TextConfig,
+    Lfm2Config,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -21,6 +23,7 @@ from automodel_core.train.packing import (
     check_collated,
     check_documents_apart,
     first_fit,
+    seconds_stay,
 )
 from automodel_core.train.precision import plan_precision
 from automodel_core.train.step import Objective
@@ -170,8 +173,24 @@ def test_models_that_keep_documents_apart_pass_the_trial(name):
     check_documents_apart(objective_of(build(name)), build(name))
 
 
-def test_a_model_whose_documents_see_each_other_is_refused():
-    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}
-    model = AutoModelForCausalLM.from_config(MambaConfig(**sizes))
-    with pytest.raises(UserError, match="MambaForCausalLM"):
+SMALL = {**SHAPE, "num_hidden_layers": 2}
+STATEFUL = {
+    "mamba": MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=4),
+    "lfm2": Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
+    "falcon_h1": FalconH1Config(
+        **SMALL, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_state=8, mamba_d_head=8
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_model_whose_documents_see_each_other_is_refused(name):
+    model = AutoModelForCausalLM.from_config(STATEFUL[name])
+    with pytest.raises(UserError, match=type(model).__name__):
         check_documents_apart(objective_of(model), model)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_the_trial_alone_tells_them_too(name):
+    model = AutoModelForCausalLM.from_config(STATEFUL[name])
+    assert not seconds_stay(objective_of(model), model)
