@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -189,6 +190,12 @@ def test_top_p_without_a_temperature_is_refused(chat, talkative):
     assert "add --temperature 1" in notes
 
 
+def own_terminal():
+    """So that Ctrl-C is a signal, also where the tests were started to ignore it."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A chat in a process of its own, on a terminal of its own."""
 
@@ -200,7 +207,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal
+            preexec_fn=own_terminal,
             env={**os.environ, "TERM": "dumb"},
         )
         os.close(theirs)

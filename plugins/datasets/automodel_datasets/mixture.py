@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -42,7 +43,15 @@ class Mixture:
         self.names = tuple(sources)
         for argument, numbers in (("epochs", epochs), ("weights", weights)):
             _check(numbers, self.names, argument)
+        if not sources or (samples is not None and samples < 1):
+            raise UserError(
+                "A mixture needs sources and samples.",
+                fix="name a source, and write samples: 1 or more",
+                argument="sources" if not sources else "samples",
+            )
         for name, source in sources.items():
+            if not len(source):
+                raise UserError(f"{name} has no samples.", argument="sources")
             if "input_ids" not in source[0]:
                 raise UserError(f"{name} has samples with images, which can't be mixed yet.")
         counts = self._counts(epochs, weights, samples)
@@ -163,7 +172,7 @@ def _check(numbers: Mapping[str, float] | None, names: Sequence[str], argument: 
                 fix=f"the sources are {', '.join(names)}",
                 argument=argument,
             )
-        if number < 0:
+        if not 0 <= number < math.inf:
             raise UserError(
                 f"{argument} of {name} is {number}.", fix="write 0 or more", argument=argument
             )

@@ -53,6 +53,8 @@ def test_supervised_tokens_by_source():
         ({"samples": 5}, "either epochs, or weights and samples"),
         ({"epochs": {"a": 0}}, "no samples"),
         ({"weights": {"a": 0}, "samples": 5}, "All weights are 0"),
+        ({"weights": {"a": float("nan")}, "samples": 5}, "nan"),
+        ({"weights": {"a": 1}, "samples": -5}, "needs sources and samples"),
     ],
 )
 def test_numbers_that_mean_nothing_are_refused(numbers, message):
