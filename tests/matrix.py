@@ -12,18 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.e2e.test_ranks import FOUR, KINDS, TWO
+from tests.e2e.test_ranks import FOUR, KINDS, TWO, refusal
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "many_gpus.md"
 BEGIN, END = "<!-- matrix -->\n", "<!-- /matrix -->\n"
-CASES = {
-    2: ("test_two_processes_follow_one", TWO),
-    4: ("test_four_processes_follow_one", FOUR),
-}
-SHOWN = {"passed": "✓", "failed": "✗", "absent": "?"}
+CASES = {2: ("test_two_processes", TWO), 4: ("test_four_processes", FOUR)}
+SHOWN = {"passed": "✓", "refused": "refused", "failed": "✗", "absent": "?"}
 
-# (ranks, layout, kind) -> passed, failed or absent.
+# (ranks, layout, kind) -> passed, refused (as it is to be), failed or absent.
 Results = Mapping[tuple[int, str, str], str]
 
 
@@ -31,7 +28,11 @@ def run_tests() -> Results:
     """Run every case, slow ones too."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        tests = [f"tests/e2e/test_ranks.py::{name}" for name, _ in CASES.values()]
+        tests = [
+            f"tests/e2e/test_ranks.py::{name}_{ending}"
+            for name, _ in CASES.values()
+            for ending in ("follow_one", "are_refused")
+        ]
         command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "slow or not slow"]
         subprocess.run([*command, f"--junit-xml={report}", *tests], cwd=ROOT, check=False)
         return results(report)
@@ -44,13 +45,26 @@ def results(report: Path) -> Results:
         else "absent" if case.find("skipped") is not None else "passed"
         for case in ElementTree.parse(report).iter("testcase")
     }  # fmt: skip
-    return {
-        (ranks, layout, kind): said.get(f"{test}[{layout}-{kind}]")
-        or said.get(f"{test}[{kind}-{layout}]", "absent")
-        for ranks, (test, layouts) in CASES.items()
+    found = {}
+    for ranks, layout, kind in cells():
+        test, layouts = CASES[ranks]
+        if refusal(layouts[layout], kind) is None:
+            cell = said.get(f"{test}_follow_one[{layout}-{kind}]", "absent")
+        else:
+            cell = said.get(f"{test}_are_refused[{layout}-{kind}]", "absent")
+            cell = "refused" if cell == "passed" else cell
+        found[ranks, layout, kind] = cell
+    return found
+
+
+def cells() -> list[tuple[int, str, str]]:
+    """The table's, a row after the other."""
+    return [
+        (ranks, layout, kind)
+        for ranks, (_, layouts) in CASES.items()
         for layout in layouts
         for kind in KINDS
-    }
+    ]
 
 
 def table(found: Results) -> str:

@@ -40,7 +40,32 @@ KINDS = {
     "full": {},
     "chunked loss": {"loss_fn": {"_target_": "chunked_ce"}},
     "lora": {"peft": {"_target_": "lora", "dim": 4}},
+    "packed": {"packed_sequence": {"packed_sequence_size": 160}},
+    "checkpointing": {"activation_checkpointing": "full"},
+    "compile": {"compile": {"enabled": True, "backend": "aot_eager"}},
 }
+# What a refusal says.
+PACKED_ROWS = "cp_size: 1, or leave packed_sequence out"
+COMPILED = "Layers or sequences that ranks share (tp_size, cp_size) can't be compiled yet."
+
+
+def refusal(layout: dict, kind: str) -> str | None:
+    """What a layout says to a kind of run that it can't do; None if it can."""
+    if kind == "packed" and layout.get("cp_size", 1) > 1:
+        return PACKED_ROWS
+    if kind == "compile" and max(layout.get("tp_size", 1), layout.get("cp_size", 1)) > 1:
+        return COMPILED
+    return None
+
+
+def pairs(layouts: dict[str, dict], *, refused: bool) -> list[tuple[str, str]]:
+    """Layouts and kinds of run that go together, or those that don't."""
+    return [
+        (layout, kind)
+        for layout in layouts
+        for kind in KINDS
+        if (refusal(layouts[layout], kind) is not None) == refused
+    ]
 
 
 @pytest.fixture
@@ -115,9 +140,8 @@ def assert_same_weights(found: Finished, expected: Finished) -> None:
 # `test_launching.py` launches the default, ddp.
 FAST = [("fsdp2", "lora"), ("tp+sp", "full")]
 PAIRS = [
-    pytest.param(layout, kind, marks=() if (layout, kind) in FAST else pytest.mark.slow)
-    for layout in TWO
-    for kind in KINDS
+    pytest.param(*pair, marks=() if pair in FAST else pytest.mark.slow)
+    for pair in pairs(TWO, refused=False)
 ]
 
 
@@ -189,13 +213,32 @@ def test_adapters_that_cannot_be_cut_are_refused_by_name(torchrun, variant):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layout", FOUR)
+@pytest.mark.parametrize(("layout", "kind"), pairs(FOUR, refused=False))
 def test_four_processes_follow_one(torchrun, alone, layout, kind):
     changes, expected = alone(kind)
     found = torchrun(4, {**changes, "distributed": FOUR[layout]})
     assert_follows(found, expected)
     assert_same_weights(found, expected)
+
+
+def assert_refused(found: Finished, reason: str) -> None:
+    assert found.code != 0
+    assert reason in " ".join(found.out.split())
+    assert found.checkpoints == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "kind"), pairs(TWO, refused=True))
+def test_two_processes_are_refused(torchrun, layout, kind):
+    found = torchrun(2, {**CHANGES, **KINDS[kind], "distributed": TWO[layout]})
+    assert_refused(found, refusal(TWO[layout], kind))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "kind"), pairs(FOUR, refused=True))
+def test_four_processes_are_refused(torchrun, layout, kind):
+    found = torchrun(4, {**CHANGES, **KINDS[kind], "distributed": FOUR[layout]})
+    assert_refused(found, refusal(FOUR[layout], kind))
 
 
 @pytest.mark.slow
