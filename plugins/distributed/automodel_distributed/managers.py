@@ -103,7 +103,7 @@ class FSDP2Manager:
 
     before_weights: ClassVar[bool] = True
 
-    _summed: list[nn.Parameter] = attrs.field(init=False, factory=list, eq=False, repr=False)
+    _sums: bool = attrs.field(init=False, default=False, eq=False, repr=False)
     _groups: Groups = attrs.field(init=False, default=(), eq=False, repr=False)
     _sharded: bool = attrs.field(init=False, default=False, eq=False, repr=False)
 
@@ -149,8 +149,8 @@ class FSDP2Manager:
             parallelize_layers(
                 model, mesh["tp"], self.tp_plan, sequence_parallel=self.sequence_parallel
             )
-        if precision.frozen is not None or not spread:
-            self._summed = [p for p in model.parameters() if p.requires_grad]
+        self._sums = precision.frozen is not None or not spread
+        if self._sums:
             self._groups = tuple(each.get_group() for each in (shards, copies) if each.size() > 1)
         if spread:
             self._sharded = shards.size() > 1
@@ -158,7 +158,7 @@ class FSDP2Manager:
                 model,
                 copies_and_shards_of(mesh),
                 precision,
-                replicated=self._summed,
+                replicated=_trainable(model) if self._sums else (),
                 reshard_after_forward=self.reshard_after_forward,
                 cpu_offload=self.cpu_offload,
             )
@@ -181,8 +181,13 @@ class FSDP2Manager:
         if isinstance(model, FSDPModule):
             set_reduction(model, last=last, sharded=self._sharded)
         yield
-        if last and self._summed:
-            sum_gradients(self._summed, self._groups)
+        if last and self._sums:
+            # Not those that `parallelize` saw: reading weights replaces parameters on meta.
+            sum_gradients(_trainable(model), self._groups)
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float | None) -> torch.Tensor:
         return clip_gradients(parameters, max_norm)
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
