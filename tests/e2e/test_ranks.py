@@ -137,8 +137,8 @@ def assert_same_weights(found: Finished, expected: Finished) -> None:
 
 
 # The pairs of the default suite; the others take too long for it.
-# `test_launching.py` launches the default, ddp. Packed rows have larger gradients in the norms, whose
-# shares sequence parallelism leaves to be summed.
+# `test_launching.py` launches the default, ddp. Packed rows have larger gradients in the norms,
+# whose shares sequence parallelism leaves to be summed.
 FAST = [("fsdp2", "lora"), ("tp+sp", "packed")]
 PAIRS = [
     pytest.param(*pair, marks=() if pair in FAST else pytest.mark.slow)
