@@ -131,7 +131,7 @@ def figures(
     metrics = [each.metrics() for each in readings]
     timed = range(warmup, len(readings))
     seconds = [readings[i].clock.since(readings[i - 1].clock) for i in timed]
-    total, median = sum(seconds), sorted(seconds)[len(seconds) // 2]
+    total = sum(seconds)
     ranks = run.world.data_ranks
     done = {
         "supervised": sum(metrics[i].num_label_tokens for i in timed),
@@ -150,7 +150,6 @@ def figures(
         },
         "images_per_second": done["images"] / total,
         "step_seconds": {f"p{each}": quantile(seconds, each / 100) for each in PERCENTILES},
-        "median_step_seconds": median,
         "tflops_per_second": needed / total / 1e12 if needed else None,
         "mfu": needed / total / peak if needed and peak else None,
         "mfu_convention": CONVENTION,

@@ -10,6 +10,7 @@ import click
 from automodel_core.cli.loading import load
 from automodel_core.cli.options import OVERRIDES, allowing, words
 from automodel_core.cli.run import check_by_importing, finished
+from automodel_core.config.overrides import split_arguments
 
 
 @click.group("data")
@@ -72,7 +73,7 @@ def show(
         quiet_libraries()
         tokenizer, looked = look(config, loaded.targets, None if everything else examine)
         if html is not None:
-            title = f"Data of {', '.join(each for each in words if each.endswith('ml'))}"
+            title = f"Data of {', '.join(split_arguments(words)[0])}"
             html.write_text(as_page(as_data(looked, tokenizer, num), title), encoding="utf-8")
         if as_json:
             click.echo(json.dumps(as_data(looked, tokenizer, num)))

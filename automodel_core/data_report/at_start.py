@@ -35,10 +35,10 @@ def check_data(
     few = PROBES if "input_ids" in dataset[0] else PROBES_OF_IMAGES
     chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), few))
     batch = collate([dataset[int(index)] for index in chosen])
-    embeddings = source.empty_model().get_input_embeddings()
     limit = config.dataset.arguments.get("max_length")
     rows = list(rows_of(batch))
-    health = examine(rows, supplied["tokenizer"], embeddings.num_embeddings, limit)
+    known = source.config.get_text_config().vocab_size
+    health = examine(rows, supplied["tokenizer"], known, limit)
     if not health.supervised and config.guards.no_supervised_tokens == "stop":
         refuse_unsupervised(dataset, config.dataset.path)
     for fault in health.faults:

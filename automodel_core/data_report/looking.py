@@ -58,7 +58,7 @@ def look(
     """
     source, tokenizer, supplied = open_source(config, targets)
     console, world = Console(-1), World()
-    known = source.empty_model().get_input_embeddings().num_embeddings
+    known = source.config.get_text_config().vocab_size
     looked = []
     for name, target in sections(config).items():
         dataset = build_dataset(targets, console, target, supplied)

@@ -310,8 +310,8 @@ def build_optimizer(
 def may_be_fused(config: RunConfig, context: RunContext, model: PreTrainedModel) -> bool:
     """Whether the optimizer has a kernel for whole updates and the YAML leaves the choice to us.
 
-    PyTorch's own default launches several kernels for each part of an update: 31 ms a step instead
-    of 8 for a model of the 1B shape on an H100.
+    PyTorch's own default launches several kernels for each part of an update: on an H100 a whole
+    step of the 1B shape takes 146 ms with it, and 133 fused.
     """
     signature = context.targets.resolve(config.optimizer).signature
     if signature is None or signature.get("fused") is None:

@@ -116,31 +116,30 @@ def plan_compilation(
     """
     asked = config.compile
     settings = asked if isinstance(asked, Compile) else Compile(enabled=asked)
-    if settings.enabled in (None, False):
+    if settings.enabled is False or (settings.enabled == "auto" and device.type != "cuda"):
         return Compilation()
-    obstacle = _obstacle(world, source)
+    layers = sum(map(len, layer_lists(source.empty_model())))
+    obstacle = _obstacle(world, source, layers)
     if settings.enabled is True:
         if obstacle:
             raise UserError(obstacle, fix="write compile: false", path=("compile",))
         _check_backend(settings.backend)
         return Compilation(settings)
-    if device.type != "cuda":
-        return Compilation()
     if obstacle:
         return Compilation(note=f"compile: auto is off. {obstacle}")
     if config.deterministic:
         return Compilation(note="compile: auto is off, because the run is deterministic.")
-    estimate = _estimate(config, device, source, data, horizon)
+    estimate = _estimate(config, device, source, layers, data, horizon)
     return Compilation(settings if estimate.repays else None, estimate.note)
 
 
-def _obstacle(world: World, source: ModelSource) -> str:
+def _obstacle(world: World, source: ModelSource, layers: int) -> str:
     """Why layers can't be compiled; empty if they can."""
     if world.sizes.tp > 1 or world.sizes.cp > 1:
         return "Layers or sequences that ranks share (tp_size, cp_size) can't be compiled yet."
     if not getattr(world.manager, "compiles", True):
         return f"{type(world.manager).__name__} can't spread compiled layers."
-    if not layer_lists(source.empty_model()):
+    if not layers:
         return f"{source.name} has no list of equal layers to compile."
     return ""
 
@@ -184,6 +183,7 @@ def _estimate(
     config: RunConfig,
     device: torch.device,
     source: ModelSource,
+    layers: int,
     data: TrainingData,
     horizon: Horizon,
 ) -> Estimate:
@@ -194,7 +194,6 @@ def _estimate(
     operations = 6 if config.peft is None else 4  # of each parameter for each token
     work = operations * source.parameter_count * rows * _tokens(data.dataset)
     rate = FLOPS.get(torch.cuda.get_device_capability(device), OLDER_FLOPS)
-    layers = sum(map(len, layer_lists(source.empty_model())))
     least = LAYER_SECONDS * layers * layout.grad_acc_steps
     return Estimate(max(work / rate, least), horizon.total_steps)
 

@@ -148,26 +148,28 @@ def check_collated(dataset: PackedDataset, collate: Callable[..., Batch], path: 
 
 
 def check_documents_apart(objective: Objective, model: PreTrainedModel) -> None:
-    """See that no document of a packed row sees the one before it.
-
-    Models that carry a state from token to token don't begin again with a document's positions.
-    Others are tried: another first document must leave the loss of the second as it is.
+    """See, by trying, that no document of a packed row sees the one before it.
 
     Raises:
         UserError: This model, or its attention, doesn't go by the positions.
     """
-    if carries_state(model) or not seconds_stay(objective, model):
+    if not seconds_stay(objective, model):
         attention = getattr(model.config, "_attn_implementation", None)
-        raise UserError(
-            f"In a packed row documents would see each other: {type(model).__name__} with "
-            f"attn_implementation {attention} doesn't keep them apart.",
-            fix="leave packed_sequence out; dataloader.group_by_length saves padding as well",
-            path=("packed_sequence", "packed_sequence_size"),
-        )
+        raise leaking(f"{type(model).__name__} with attn_implementation {attention}")
+
+
+def leaking(what: str) -> UserError:
+    """The refusal of what doesn't keep documents apart."""
+    return UserError(
+        f"In a packed row documents would see each other: {what} doesn't keep them apart.",
+        fix="leave packed_sequence out; dataloader.group_by_length saves padding as well",
+        path=("packed_sequence", "packed_sequence_size"),
+    )
 
 
 def carries_state(model: PreTrainedModel) -> bool:
-    """Whether any layer is a recurrence or a convolution over tokens, as transformers tells it."""
+    """Whether any layer is a recurrence or a convolution over tokens, as transformers tells it: a
+    state that doesn't begin again with a document's positions."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
     return getattr(model, "_is_stateful", False) or any(
         "attention" not in kind or "linear" in kind for kind in kinds

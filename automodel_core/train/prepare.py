@@ -26,7 +26,12 @@ from automodel_core.train.freezing import freeze
 from automodel_core.train.generation import Question, questions_from
 from automodel_core.train.loggers import Loggers, build_loggers
 from automodel_core.train.one_process import OneProcess
-from automodel_core.train.packing import PackedDataset, check_collated
+from automodel_core.train.packing import (
+    PackedDataset,
+    carries_state,
+    check_collated,
+    leaking,
+)
 from automodel_core.train.precision import PrecisionPlan, plan_precision
 from automodel_core.train.run_folder import check_disk_space
 from automodel_core.train.schedule import Horizon, check_schedule, plan_horizon
@@ -82,7 +87,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
     loggers = build_loggers(config, context, supplied) if world.is_main else Loggers()
     dataset = build_dataset(context.targets, console, config.dataset, supplied)
     check_data(config, context.targets, source, supplied, dataset, console)
-    check_packing(config, world)
+    check_packing(config, source, world)
     dataset = packed(config, context.targets, console, dataset, supplied)
     data = TrainingData.build(config, context.targets, dataset, supplied, world)
     horizon = plan_horizon(config.step_scheduler, data.steps_per_epoch)
@@ -270,9 +275,13 @@ def build_dataset(
     return dataset
 
 
-def check_packing(config: RunConfig, world: World) -> None:
-    """Refuse what packed rows can't go with."""
-    if config.packed_sequence.packed_sequence_size and world.sizes.cp > 1:
+def check_packing(config: RunConfig, source: ModelSource, world: World) -> None:
+    """Refuse what packed rows can't go with, as far as it is known without weights."""
+    if not config.packed_sequence.packed_sequence_size:
+        return
+    if carries_state(model := source.empty_model()):
+        raise leaking(type(model).__name__)
+    if world.sizes.cp > 1:
         raise UserError(
             "Packed rows can't be shared by the ranks of a sequence: their chunks would cut "
             "documents apart.",

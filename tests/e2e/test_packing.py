@@ -49,6 +49,21 @@ def test_rows_shared_by_ranks_are_refused(automodel):
     assert run.code == 2
 
 
+def test_a_model_that_carries_a_state_is_refused_before_weights(automodel, tiny_model, tmp_path):
+    from transformers import AutoTokenizer, MambaConfig
+
+    folder = tmp_path / "mamba"
+    MambaConfig(vocab_size=384, hidden_size=32, num_hidden_layers=1, state_size=4).save_pretrained(
+        folder
+    )
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    model = {"_target_": "causal_lm_from_config", "config": str(folder)}
+    run = automodel({**PACKED, "model": {**model, "pretrained_model_name_or_path": None}})
+    assert run.code == 2
+    assert "MambaForCausalLM doesn't keep them apart" in " ".join(run.out.split())
+    assert "packed_sequence_size" in run.out
+
+
 def test_data_show_parts_the_documents_of_a_row(config_file, tmp_path, capsys):
     from automodel_core.cli import main
 

@@ -7,12 +7,8 @@ import json
 from typing import Any
 
 from automodel_core.errors import UserError
-from automodel_datasets.image_conversations import ImageConversations, one_turn, required_image
-from automodel_datasets.images import folders_of
+from automodel_datasets.image_conversations import ImageConversations, describe, image_questions
 from automodel_datasets.rows import Row, required_text
-from automodel_datasets.sources import load_rows
-
-QUESTION = "Describe this image."
 
 
 def make_cord_v2_dataset(
@@ -27,13 +23,7 @@ def make_cord_v2_dataset(
     Raises:
         UserError: The data can't be had or a row is broken.
     """
-    folders = folders_of(path_or_dataset)
-    return ImageConversations(
-        [
-            one_turn(required_image(row, "image"), QUESTION, receipt(row), folders, row.place)
-            for row in load_rows(path_or_dataset, split, argument="path_or_dataset")
-        ]
-    )
+    return image_questions(path_or_dataset, split, "image", describe, receipt)
 
 
 def receipt(row: Row) -> str:

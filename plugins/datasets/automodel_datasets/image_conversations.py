@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,39 @@ def parts_of(content: Any, waiting: Iterator[Any], place: str) -> Iterator[dict[
             yield {"type": "image", "image": image}
         else:
             raise UserError(f"{place}: a part of a message is neither text nor image: {part!r:.80}")
+
+
+def image_questions(
+    path_or_dataset: str,
+    split: str,
+    image: str,
+    question: Callable[[Row], str],
+    answer: Callable[[Row], str],
+) -> ImageConversations:
+    """Rows with one image, one question about it and one answer.
+
+    Args:
+        path_or_dataset: A dataset on the Hub, a local folder or a data file.
+        split: Such as train or train[:1000].
+        image: The column of images.
+        question: What is asked.
+        answer: What is answered.
+
+    Raises:
+        UserError: The data can't be had or a row is broken.
+    """
+    folders = folders_of(path_or_dataset)
+    return ImageConversations(
+        [
+            one_turn(required_image(row, image), question(row), answer(row), folders, row.place)
+            for row in load_rows(path_or_dataset, split, argument="path_or_dataset")
+        ]
+    )
+
+
+def describe(row: Row) -> str:
+    """What is asked where a set has images and texts, and no questions."""
+    return "Describe this image."
 
 
 def one_turn(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from automodel_datasets.image_conversations import ImageConversations, one_turn, required_image
-from automodel_datasets.images import folders_of
+from functools import partial
+
+from automodel_datasets.image_conversations import ImageConversations, image_questions
 from automodel_datasets.rows import required_text
-from automodel_datasets.sources import load_rows
 
 
 def make_medpix_dataset(
@@ -20,16 +20,10 @@ def make_medpix_dataset(
     Raises:
         UserError: The data can't be had or a row is broken.
     """
-    folders = folders_of(path_or_dataset)
-    return ImageConversations(
-        [
-            one_turn(
-                required_image(row, "image_id"),
-                required_text(row, "question"),
-                required_text(row, "answer"),
-                folders,
-                row.place,
-            )
-            for row in load_rows(path_or_dataset, split, argument="path_or_dataset")
-        ]
+    return image_questions(
+        path_or_dataset,
+        split,
+        image="image_id",
+        question=partial(required_text, column="question"),
+        answer=partial(required_text, column="answer"),
     )

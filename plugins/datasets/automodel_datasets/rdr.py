@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from automodel_datasets.image_conversations import ImageConversations, one_turn, required_image
-from automodel_datasets.images import folders_of
-from automodel_datasets.rows import required_text
-from automodel_datasets.sources import load_rows
+from functools import partial
 
-QUESTION = "Describe this image."
+from automodel_datasets.image_conversations import ImageConversations, describe, image_questions
+from automodel_datasets.rows import required_text
 
 
 def make_rdr_dataset(
@@ -22,16 +20,6 @@ def make_rdr_dataset(
     Raises:
         UserError: The data can't be had or a row is broken.
     """
-    folders = folders_of(path_or_dataset)
-    return ImageConversations(
-        [
-            one_turn(
-                required_image(row, "image"),
-                QUESTION,
-                required_text(row, "text"),
-                folders,
-                row.place,
-            )
-            for row in load_rows(path_or_dataset, split, argument="path_or_dataset")
-        ]
+    return image_questions(
+        path_or_dataset, split, "image", describe, partial(required_text, column="text")
     )

@@ -107,12 +107,12 @@ def for_documents(
 ) -> Attention:
     """What computes attention in rows of several documents, where the YAML leaves it open: flex, if
     the model can."""
+    can = torch.cuda.is_available() and getattr(model_class, "_supports_flex_attn", False)
+    if attention.implementation or not can:  # models without heads can't, either
+        return attention
     text = config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    can = getattr(model_class, "_supports_flex_attn", False) and width >= FLEX_WIDTH
-    if attention.implementation or not torch.cuda.is_available() or not can:
-        return attention
-    if getattr(text, "attention_dropout", 0.0):  # flex has none
+    if width < FLEX_WIDTH or getattr(text, "attention_dropout", 0.0):  # flex has no dropout
         return attention
     chosen = "attention: flex, the fastest for rows of several documents"
     return attrs.evolve(attention, implementation=register_flex(), choices=(chosen,))

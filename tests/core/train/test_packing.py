@@ -20,10 +20,10 @@ from automodel_core.errors import UserError
 from automodel_core.train.lengths import lengths_of
 from automodel_core.train.packing import (
     PackedDataset,
+    carries_state,
     check_collated,
     check_documents_apart,
     first_fit,
-    seconds_stay,
 )
 from automodel_core.train.precision import plan_precision
 from automodel_core.train.step import Objective
@@ -184,13 +184,13 @@ STATEFUL = {
 
 
 @pytest.mark.parametrize("name", STATEFUL)
-def test_a_model_whose_documents_see_each_other_is_refused(name):
+def test_a_model_whose_documents_see_each_other_is_known_and_found_out(name):
     model = AutoModelForCausalLM.from_config(STATEFUL[name])
+    assert carries_state(model)
     with pytest.raises(UserError, match=type(model).__name__):
         check_documents_apart(objective_of(model), model)
 
 
-@pytest.mark.parametrize("name", STATEFUL)
-def test_the_trial_alone_tells_them_too(name):
-    model = AutoModelForCausalLM.from_config(STATEFUL[name])
-    assert not seconds_stay(objective_of(model), model)
+@pytest.mark.parametrize("name", MODELS)
+def test_models_with_attention_alone_carry_no_state(name):
+    assert not carries_state(build(name))
