@@ -58,7 +58,8 @@ PACKAGES = ("automodel-core", "torch", "transformers", "triton", "peft")
     "--profile",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
-    help="Write a Chrome trace and a memory snapshot of the last steps; slows them.",
+    help="Write a Chrome trace and a memory snapshot of the last steps, of each of several ranks in "
+    "a folder of its own; slows them.",
 )
 def bench(
     words: tuple[str, ...],
@@ -95,7 +96,8 @@ def bench(
 
         quiet_libraries()
         context = RunContext(targets=loaded.targets, hooks=no_hooks(), effective={})
-        found = bench(config, context, warmup=warmup, steps=steps, profile_to=profile)
+        folder = profile / f"rank_{ranks.rank()}" if profile and inside_torchrun() else profile
+        found = bench(config, context, warmup=warmup, steps=steps, profile_to=folder)
         if ranks.rank():
             return
         if as_json:

@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 
 import torch
 
+from automodel_core.gradients import clip_to, squared_norm
 from automodel_core.protocols import Precision, Sizes
 
 T = TypeVar("T")
@@ -40,7 +41,8 @@ class OneProcess:
     def clip(
         self, parameters: Iterable[torch.nn.Parameter], max_norm: float | None
     ) -> torch.Tensor:
-        having = [p for p in parameters if p.grad is not None]
-        if max_norm is None:
-            return torch.nn.utils.get_total_norm([p.grad for p in having])
-        return torch.nn.utils.clip_grad_norm_(having, max_norm)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = squared_norm(gradients).sqrt() if gradients else torch.zeros(())
+        if gradients and max_norm is not None:
+            clip_to(gradients, max_norm, norm)
+        return norm

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
+
+from automodel_core.gradients import clip_to, squared_norm
 
 # The groups of ranks that each hold another part of a tensor.
 Holders = tuple[dist.ProcessGroup, ...]
@@ -36,8 +39,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
             by_holders[holders].append(local)
     squares = []
     for holders, locals_ in by_holders.items():
-        norms = torch._foreach_norm(locals_, 2, dtype=torch.float32)
-        square = torch.stack([norm.square() for norm in norms]).sum()
+        square = squared_norm(locals_)
         for group in holders:
             dist.all_reduce(square, group=group)
         squares.append(square)
@@ -45,9 +47,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
         return torch.zeros(())
     total = torch.stack(squares).sum().sqrt()
     if max_norm is not None:
-        factor = (max_norm / (total + 1e-6)).clamp(max=1.0)  # as PyTorch does
-        for locals_ in by_holders.values():
-            torch._foreach_mul_(locals_, factor)
+        clip_to(chain.from_iterable(by_holders.values()), max_norm, total)
     return total
 
 

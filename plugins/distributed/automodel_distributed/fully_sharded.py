@@ -41,7 +41,7 @@ def shard(
 ) -> None:
     """Make a model an FSDPModule, in place.
 
-    Gradients become the sum over all ranks of the mesh, reduced in float32.
+    Gradients become the sum over all ranks of the mesh, as if reduced in float32.
 
     Args:
         model: May be on the meta device.
@@ -55,7 +55,7 @@ def shard(
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
     options: dict[str, Any] = {
         "mesh": mesh,
-        "mp_policy": _mixed_precision(precision),
+        "mp_policy": mixed_precision(precision, mesh),
         "offload_policy": offload if cpu_offload else OffloadPolicy(),
         "ignored_params": set(replicated),
     }
@@ -109,10 +109,16 @@ def _free_after_evaluation(model: FSDPModule, _: Any, output: Any) -> Any:
     return output
 
 
-def _mixed_precision(precision: Precision) -> MixedPrecisionPolicy:
+def mixed_precision(precision: Precision, mesh: DeviceMesh) -> MixedPrecisionPolicy:
+    """Gradients are summed in float32 and then take the weights' dtype. Between two ranks that is
+    one addition, rounded once whichever comes first, so gradients of bfloat16 weights are sent as
+    they are: half the bytes, the same bits."""
     differs = precision.compute != precision.weights
+    two = mesh.ndim == 1 and mesh.size() == 2
+    same_bits = two and not differs and precision.weights == torch.bfloat16
     return MixedPrecisionPolicy(
-        param_dtype=precision.compute if differs else None, reduce_dtype=torch.float32
+        param_dtype=precision.compute if differs else None,
+        reduce_dtype=torch.bfloat16 if same_bits else torch.float32,
     )
 
 

@@ -4,11 +4,14 @@ import attrs
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from automodel_core.train.precision import PrecisionPlan
 from automodel_core.train.recompute import checkpoint_activations
+from automodel_distributed import fully_sharded
 from automodel_distributed.managers import FSDP2Manager
+from automodel_distributed.meshes import copies_and_shards_of
 from tests.plugins.distributed.training import (
     Case,
     build_mesh,
@@ -84,3 +87,39 @@ def test_float32_weights_are_gathered_in_the_dtype_of_products(two_ranks):
     _, labels = micro_batch(case, 0, 0)
     summed = train_alone(case).losses[0] * int((labels != -100).sum())
     assert sum(loss for *_, loss in ranks) == pytest.approx(summed, rel=2e-2)
+
+
+def trained_by_a_policy(case, policy):
+    """As `train_spread`, with PyTorch told directly what gradients are reduced in."""
+    chosen = fully_sharded.mixed_precision
+    fully_sharded.mixed_precision = lambda *_: policy
+    try:
+        return train_spread(case, "FSDP2Manager", {})
+    finally:
+        fully_sharded.mixed_precision = chosen
+
+
+def test_what_two_ranks_send_in_bfloat16_has_the_bits_of_a_sum_in_float32(two_ranks):
+    case = Case(dtype=torch.bfloat16, steps=5)
+    in_float32 = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    ours = two_ranks.run(train_spread, case, "FSDP2Manager", {})
+    plain = two_ranks.run(trained_by_a_policy, case, in_float32)
+    for one, other in zip(ours, plain, strict=True):
+        assert one.losses == other.losses
+        assert one.norms == other.norms
+        assert all(torch.equal(one.state[name], other.state[name]) for name in other.state)
+
+
+def reduced_in(precision, layout):
+    manager = FSDP2Manager(**layout)
+    mesh = copies_and_shards_of(build_mesh(manager.sizes(dist.get_world_size())))
+    return fully_sharded.mixed_precision(precision, mesh).reduce_dtype
+
+
+def test_only_two_ranks_of_bfloat16_weights_send_bfloat16(two_ranks, four_ranks):
+    weights = PrecisionPlan(torch.bfloat16, torch.bfloat16, False, "")
+    masters = PrecisionPlan(torch.float32, torch.bfloat16, False, "")
+    assert set(two_ranks.run(reduced_in, weights, {})) == {torch.bfloat16}
+    assert set(two_ranks.run(reduced_in, masters, {})) == {torch.float32}
+    assert set(four_ranks.run(reduced_in, weights, {})) == {torch.float32}
+    assert set(four_ranks.run(reduced_in, weights, {"dp_replicate_size": 2})) == {torch.float32}
