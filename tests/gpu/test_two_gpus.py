@@ -27,10 +27,9 @@ LAYOUTS = {
     "tp": {**FSDP, "tp_size": 2},
     "tp+sp": {**FSDP, "tp_size": 2, "sequence_parallel": True},
     "offload": {**FSDP, "cpu_offload": True},
-    "recomputed": {
-        **FSDP,
-        "activation_checkpointing": "full",
-    },  # another spelling  # another spelling of the key
+    "cp": {**FSDP, "cp_size": 2},
+    "recomputed": {**FSDP, "activation_checkpointing": "full"},  # another spelling of the key
+    "cp recomputed": {**FSDP, "cp_size": 2, "activation_checkpointing": "full"},
 }
 # What the losses may differ by, relatively: other orders of summation, and FSDP2's bfloat16
 # residual stream beside autocast's float32.
@@ -74,7 +73,17 @@ def test_compiled_layers(automodel, torchrun, layout, peft):
     assert two.losses == pytest.approx(one.losses, rel=CLOSE["auto"])
 
 
-@pytest.mark.parametrize("layout", ["ddp", "fsdp2", "tp"])
+@pytest.mark.parametrize("layout", ["fsdp2", "tp", "tp+sp", "cp"])
+def test_the_fused_loss_on_whole_and_on_cut_logits(automodel, torchrun, layout):
+    changes = {**STEPS, "model": {"torch_dtype": "float32"}}
+    changes["loss_fn"] = {"_target_": "fused_linear_ce"}
+    one = automodel(changes, folder="one")
+    two = torchrun({**changes, "distributed": LAYOUTS[layout]})
+    assert two.code == 0, two.out[-4000:]
+    assert two.losses == pytest.approx(one.losses, rel=CLOSE["float32"])
+
+
+@pytest.mark.parametrize("layout", ["ddp", "fsdp2", "tp", "cp"])
 def test_adapters_in_float32_beside_a_bfloat16_model(automodel, torchrun, layout):
     changes = {**STEPS, "model": {"torch_dtype": "bfloat16"}, "peft": {"_target_": "lora"}}
     one = automodel(changes, folder="one")
