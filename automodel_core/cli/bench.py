@@ -58,8 +58,8 @@ PACKAGES = ("automodel-core", "torch", "transformers", "triton", "peft")
     "--profile",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
-    help="Write a Chrome trace and a memory snapshot of the last steps, of each of several ranks in "
-    "a folder of its own; slows them.",
+    help="Write a Chrome trace and a memory snapshot of the last steps, in a folder for each of "
+    "several ranks; slows them.",
 )
 def bench(
     words: tuple[str, ...],
