@@ -65,10 +65,10 @@ class Script:
     def _lines(self) -> Iterator[str]:
         yield "#!/bin/bash"
         for name, value in self.options.items():
-            yield f"#SBATCH --{name}" + ("" if value is None else f"={shlex.quote(value)}")
+            yield f"#SBATCH --{name}" + ("" if value is None else f"={directive_word(value)}")
         for option in self.further:
             name, equals, value = option.partition("=")
-            yield f"#SBATCH {name}{equals}{shlex.quote(value) if equals else ''}"
+            yield f"#SBATCH {name}{equals}{directive_word(value) if equals else ''}"
         yield ""
         yield "set -e"
         yield f'export {MARK}="$SLURM_JOB_ID"'
@@ -118,6 +118,12 @@ class Script:
         if self.resumes:
             yield '"$@"'
         yield "|| code=$?"
+
+
+def directive_word(value: str) -> str:
+    """A value on an `#SBATCH` line: quoted as for a shell, but that sbatch takes a backslash for an
+    escape within any quotes."""
+    return shlex.quote(value).replace("\\", "\\\\")
 
 
 def file_name(job_name: str) -> str:
