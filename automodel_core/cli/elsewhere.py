@@ -16,7 +16,6 @@ from automodel_core.config.secrets import literals, masked_words
 from automodel_core.config.variables import Variable
 from automodel_core.errors import ConfigPath, UserError
 from automodel_core.protocols import Job
-from automodel_core.targets import at
 
 LAUNCHERS = "launchers"
 
@@ -77,9 +76,10 @@ def start_elsewhere(
     )
     try:
         launcher = loaded.targets.build(target, {}, **secrets_of(config.slurm, target))
-        with at(target.path):
-            return launcher.launch(job)
+        return launcher.launch(job)
     except UserError as error:
+        if error.path is None and error.argument:
+            error.path = (*target.path, error.argument)
         tell(loaded.redact(render_user_error(error, loaded.document.place)))
         return error.exit_code
 

@@ -24,7 +24,7 @@ import click
 
 from automodel_core.cli.telling import TOLD
 from automodel_core.config.secrets import masked_words
-from automodel_core.errors import DONE, INTERRUPTED, SAVED_AFTER_SIGNAL, UserError
+from automodel_core.errors import DONE, FAILED, INTERRUPTED, SAVED_AFTER_SIGNAL, UserError
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -152,6 +152,7 @@ def launch(processes: int, command: Sequence[str], meeting: Meeting = ALONE) -> 
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     signals = Forwarding()
@@ -188,6 +189,10 @@ def launch(processes: int, command: Sequence[str], meeting: Meeting = ALONE) -> 
                 click.echo(f"Rank {rank} of {everywhere} {ending(failure)}.", err=True)
             codes = {each.exitcode for each in error.failures.values()}
             return SAVED_AFTER_SIGNAL if SAVED_AFTER_SIGNAL in codes else exit_code(failure)
+        except RendezvousError as error:
+            why = str(error).partition("\n")[0]
+            click.echo(f"This node has lost the others, at {meeting.endpoint}: {why}", err=True)
+            return FAILED
     return DONE
 
 

@@ -66,7 +66,7 @@ class SlurmLauncher:
     mounts: list[str] = attrs.field(factory=list)
     master_port: int | None = None
     hf_home: str | None = None
-    env: dict[str, str] = attrs.field(factory=dict)
+    env: dict[str, str | int] = attrs.field(factory=dict)
     setup: list[str] = attrs.field(factory=list)
     sbatch: list[str] = attrs.field(factory=list)
     seconds_to_save: int = 120
@@ -88,7 +88,7 @@ class SlurmLauncher:
             return None
         checks.check_job(self, job)
         hidden = {
-            name: self.env[name] for name in self.env if ("env", name) in job.from_environment
+            name: str(self.env[name]) for name in self.env if ("env", name) in job.from_environment
         }
         hidden |= {
             variable: value
@@ -128,7 +128,7 @@ class SlurmLauncher:
             options={name: value for name, value in options.items() if value is not None}
             | ({"requeue": None} if job.goes_on else {"no-requeue": None}),
             further=self.sbatch,
-            exports={name: value for name, value in self.env.items() if name not in hidden},
+            exports={name: str(value) for name, value in self.env.items() if name not in hidden},
             hf_home=self.hf_home,
             setup=self.setup,
             nodes=self.nodes,
