@@ -528,7 +528,8 @@ class Launcher(Protocol):
 
     On every node of several it starts the command with `--nnodes N --nproc-per-node M
     --rdzv-endpoint HOST:PORT` behind it. That one ends with 75 if the run was stopped by SIGINT,
-    SIGTERM or SIGUSR1 and saved.
+    SIGTERM or SIGUSR1 and saved. A launcher that may begin a run again sets AUTOMODEL_LAUNCH for it
+    to a text that stays the same, so that `--fresh` opens one folder only.
     """
 
     def launch(self, job: Job) -> int | None:

@@ -49,6 +49,9 @@ def check(launcher: SlurmLauncher) -> None:
     for name in launcher.env:
         if not VARIABLE.fullmatch(name):
             raise refusal("env", f"`{name}` is no name of a variable", "write letters, digits, _")
+    for name in ("wandb_key", "hf_token"):
+        if set(getattr(launcher, name) or "") == {"*"}:
+            raise refusal(name, "a saved configuration has no secrets", "write ${NAME} for it")
     if launcher.hf_home is not None and re.match(r"~[^/]", launcher.hf_home):
         raise refusal("hf_home", "only one's own home can be `~`", "write the whole path")
 
@@ -129,11 +132,6 @@ def check_job(launcher: SlurmLauncher, job: Job) -> None:
             )
     check_printable({"the command line": job.argv})
     given = {each.partition("=")[0] for each in job.argv}
-    if "--fresh" in given:
-        raise UserError(
-            "--fresh would open another folder whenever the job begins again.",
-            fix="choose another checkpoint.checkpoint_dir",
-        )
     for name in ("--nproc-per-node", "--nnodes", "--rdzv-endpoint"):
         if name in given:
             raise UserError(

@@ -10,8 +10,9 @@ import attrs
 
 from automodel_launchers.shell import path_word
 
-# Set within our own jobs, to their number: there the run goes on instead of being submitted again.
-MARK = "AUTOMODEL_SLURM_JOB"
+# Set within our own jobs: there the run goes on instead of being submitted again, and `--fresh`
+# opens one folder however often the job begins again.
+MARK = "AUTOMODEL_LAUNCH"
 
 # Seconds that the other nodes have to end after the first has.
 PATIENCE = 60
@@ -71,7 +72,7 @@ class Script:
             yield f"#SBATCH {name}{equals}{directive_word(value) if equals else ''}"
         yield ""
         yield "set -e"
-        yield f'export {MARK}="$SLURM_JOB_ID"'
+        yield f'export {MARK}="{mark("$SLURM_JOB_ID")}"'
         if self.hf_home is not None:
             yield f"export HF_HOME={path_word(self.hf_home)}"
             yield 'mkdir -p "$HF_HOME"'
@@ -118,6 +119,11 @@ class Script:
         if self.resumes:
             yield '"$@"'
         yield "|| code=$?"
+
+
+def mark(job: str) -> str:
+    """What MARK is in a job."""
+    return f"Slurm job {job}"
 
 
 def directive_word(value: str) -> str:

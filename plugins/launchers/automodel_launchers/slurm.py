@@ -14,7 +14,7 @@ import click
 from automodel_core.errors import DONE, FAILED, UserError
 from automodel_core.protocols import Job
 from automodel_launchers import checks
-from automodel_launchers.sbatch import MARK, Script, file_name, log_of
+from automodel_launchers.sbatch import MARK, Script, file_name, log_of, mark
 
 # The secrets and the variables that programs look for them in.
 SECRETS = {"wandb_key": "WANDB_API_KEY", "hf_token": "HF_TOKEN"}
@@ -84,7 +84,7 @@ class SlurmLauncher:
     def launch(self, job: Job) -> int | None:
         """Submit the run, unless this is the job already."""
         number = os.environ.get("SLURM_JOB_ID")
-        if number is not None and os.environ.get(MARK) == number:
+        if number is not None and os.environ.get(MARK) == mark(number):
             return None
         checks.check_job(self, job)
         hidden = {

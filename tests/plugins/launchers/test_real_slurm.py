@@ -24,6 +24,11 @@ pytestmark = [
 TOKEN = "hf_a-token-that-nobody-may-see"
 STEPS = 150
 
+# The commands of docs/slurm.md; `test_slurm.py` compares them.
+SAVE = "scancel --signal=USR1 {job}"
+REQUEUE = "scontrol requeue {job}"
+CANCEL = "scancel {job}"
+
 
 @pytest.fixture(scope="module")
 def cluster():
@@ -61,6 +66,9 @@ class Submitted:
     def steps(self) -> list[dict]:
         path = self.place / "checkpoints" / "training.jsonl"
         return [json.loads(x) for x in path.open()] if path.exists() else []
+
+    def tell(self, command: str) -> None:
+        self.cluster(*command.format(job=self.job).split())
 
     def told(self) -> str:
         return f"{self.cluster.facts(self.job)}\n{self.log}\n{self.cluster.told()}"
@@ -122,7 +130,7 @@ def test_a_signal_saves_and_the_job_begins_again_as_if_it_had_never_stopped(
     run = submit()
     run.wait_for_step(5)
     assert "set up on n1" in run.log
-    cluster("scancel", "--signal=USR1", run.job)
+    run.tell(SAVE)
     cluster.begins_again(run.job)
     assert "Stopped by SIGUSR1" in run.log
     stopped = len(run.steps)
@@ -137,10 +145,12 @@ def test_a_signal_saves_and_the_job_begins_again_as_if_it_had_never_stopped(
     assert TOKEN not in run.out
 
 
-def test_a_job_that_an_operator_requeues_goes_on(cluster, submit, unbroken):
-    run = submit()
+def test_a_job_that_an_operator_requeues_goes_on_in_the_folder_that_fresh_opened(
+    cluster, submit, unbroken
+):
+    run = submit("--fresh")
     run.wait_for_step(5)
-    cluster("scontrol", "requeue", run.job)
+    run.tell(REQUEUE)
     cluster.begins_again(run.job)
     run.wait_for("COMPLETED")
     assert "Going on from" in run.log
@@ -150,7 +160,7 @@ def test_a_job_that_an_operator_requeues_goes_on(cluster, submit, unbroken):
 def test_a_cancelled_job_saves_and_stays_cancelled(cluster, submit):
     run = submit(steps=20000)
     run.wait_for_step(5)
-    cluster("scancel", run.job)
+    run.tell(CANCEL)
     run.wait_for("CANCELLED")
     until(lambda: "Stopped by SIGTERM" in run.log, 60, run.told)
     assert list((run.place / "checkpoints").glob("epoch_*_step_*"))
@@ -165,7 +175,7 @@ def test_ahead_of_its_time_limit_a_job_saves_and_begins_again(cluster, submit):
     until(lambda: "Stopped by SIGUSR1" in run.log, 180, run.told)
     cluster.begins_again(run.job)
     until(lambda: "Going on from" in run.log, 120, run.told)
-    cluster("scancel", run.job)
+    run.tell(CANCEL)
     run.wait_for("CANCELLED")
 
 
@@ -191,4 +201,4 @@ def test_slurm_reads_every_name_as_it_was_written(cluster, submit):
     run = submit(f"slurm.job_name={json.dumps(AWKWARD)}", "slurm.sbatch=['--hold']")
     facts = cluster("scontrol", "show", "job", run.job, "--oneliner")
     assert f"JobName={AWKWARD} UserId=" in facts
-    cluster("scancel", run.job)
+    run.tell(CANCEL)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 
 from automodel_core.cli import main
 from automodel_core.protocols import Job
 from automodel_launchers.slurm import SlurmLauncher
+from tests.plugins.launchers.test_real_slurm import CANCEL, REQUEUE, SAVE
 
+DOCS = Path(__file__).parents[3] / "docs" / "slurm.md"
 REFERENCE = Path(__file__).parents[2] / "fixtures" / "reference" / "slurm.yaml"
 CONFIG = """\
 model: {_target_: causal_lm, pretrained_model_name_or_path: some/model}
@@ -113,7 +117,7 @@ def test_each_key_has_its_line(key, script, snapshot):
 
 COMMANDS = {
     "overrides": ["optimizer.lr=1e-5", "--step_scheduler.max_steps", "7", "x-a=it's; rm -rf ~"],
-    "options": ["-q", "--allow", "my_package."],
+    "options": ["-q", "--fresh", "--allow", "my_package."],
     "another checkpoint": ["--resume", "elsewhere/epoch_0_step_5"],
     "nothing saved": ["checkpoint.enabled=false"],
 }
@@ -149,6 +153,7 @@ REFUSALS = {
     "environment in a command": "{setup: ['login ${OTHER}']}",
     "environment in an option": "{sbatch: ['--comment=${OTHER}']}",
     "secret elsewhere": "{hf_token: '${HF_TOKEN}', job_name: '${HF_TOKEN}'}",
+    "secret of a saved configuration": '{hf_token: "***"}',
     "unknown key": "{nodess: 2}",
     "number for a text": "{time: 30}",
     "another launcher": "{}\nlauncher: slurm",
@@ -168,7 +173,6 @@ WORDS = {
     "secret": ["slurm.hf_token=hf-hunter2"],
     "secret as an option": ["--wandb.api_key", "hunter2"],
     "secret of the file": ["x-a=written-hunter2"],
-    "fresh": ["--fresh"],
     "ranks": ["--nproc-per-node", "2"],
     "newline": ["x-a=1\n2"],
 }
@@ -241,7 +245,7 @@ def test_without_slurm_the_refusal_says_where_to_go(command, monkeypatch):
 def test_within_its_own_job_the_run_goes_on_and_in_another_it_is_submitted(monkeypatch, capsys):
     job = Job(("run", "my.yaml"), dry_run=True, goes_on=True, from_environment=frozenset())
     monkeypatch.setenv("SLURM_JOB_ID", "12")
-    monkeypatch.setenv("AUTOMODEL_SLURM_JOB", "12")
+    monkeypatch.setenv("AUTOMODEL_LAUNCH", "Slurm job 12")
     assert SlurmLauncher().launch(job) is None
     monkeypatch.setenv("SLURM_JOB_ID", "13")
     assert SlurmLauncher().launch(job) == 0
@@ -256,3 +260,20 @@ def test_the_command_line_may_name_the_launcher(command, script):
     code, printed = command("slurm: {}\n", "--launcher", "slrum")
     assert code == 2
     assert "did you mean `slurm`?" in printed
+
+
+def test_the_page_shows_what_works_and_the_commands_that_the_real_slurm_is_given(command, script):
+    page = DOCS.read_text()
+    section = page.split("```yaml\n")[1].split("```")[0]
+    lines = [line.strip() for line in page.splitlines() if line.startswith("    ")]
+    commands = [line.split("  ")[0] for line in lines]
+    runs = [each.split()[2:] for each in commands if each.startswith("automodel run my.yaml")]
+    assert ["my.yaml", "optimizer.lr=1e-5"] in runs
+    for _, *words in runs[1:-1]:  # the first is without Slurm, and the last the nodes' own
+        assert "#SBATCH --gpus-per-node=8\n" in script(section, *words)
+    assert command(section, *runs[0][1:], "--dry-run")[0] == 2
+    told = [each for each in commands if each.startswith("sc")]
+    assert told == [each.format(job=4711) for each in (SAVE, REQUEUE, CANCEL)]
+    assert {f"`{field}`" for field in attrs.fields_dict(SlurmLauncher)} <= set(
+        re.findall(r"`\w+`", page.split("## Every key")[1].split("`sbatch` allots")[0])
+    )
