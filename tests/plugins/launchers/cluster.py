@@ -105,7 +105,7 @@ class Cluster:
         self._start("slurmctld", "-D", "-i", "-f", str(configuration))
         for name in nodes:
             self._start("slurmd", "-D", "-N", name, "-f", str(configuration))
-        until(lambda: self("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2", 60, self.told)
+        until(self.idle, 60, self.told)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,7 +139,13 @@ class Cluster:
             return facts["JobState"] == "PENDING" and facts["Restarts"] == "1"
 
         until(waiting, 90, self.told)
-        self("scontrol", "update", f"JobId={job}", "StartTime=now")
+        until(self.idle, 60, self.told)
+        # A node refuses credentials as old, to the second, as the end of the job: Slurm's reason.
+        self("scontrol", "update", f"JobId={job}", "StartTime=now+3")
+
+    def idle(self) -> bool:
+        """Whether no node has anything to do, or to clear away."""
+        return self("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2"
 
     def told(self) -> str:
         """What the daemons have said, for a test that fails."""

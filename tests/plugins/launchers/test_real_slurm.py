@@ -77,7 +77,14 @@ class Submitted:
         until(lambda: len(self.steps) >= step, 180, self.told)
 
     def wait_for(self, state: str) -> None:
-        until(lambda: self.cluster.state(self.job) == state, 240, self.told)
+        """Raises AssertionError at once if the job ends in another."""
+
+        def reached() -> bool:
+            found = self.cluster.state(self.job)
+            assert found in (state, "PENDING", "RUNNING", "COMPLETING"), self.told()
+            return found == state
+
+        until(reached, 240, self.told)
 
 
 @pytest.fixture
