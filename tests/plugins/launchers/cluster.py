@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+KEEPER = Path(__file__).with_name("keeper.py")
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
 CONFIGURATION = """\
@@ -77,46 +81,58 @@ class Cluster:
         # A socket's name may have 108 characters, and pytest's folders are deep.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.environ = os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf")}
-        self._daemons: list[subprocess.Popen] = []
+        self._stack = ExitStack()
 
     def __enter__(self) -> Cluster:
-        nodes = ("n1", "n2")
-        host = socket.gethostname()
-        (self.folder / "state").mkdir()
+        with ExitStack() as stack:
+            self._keeper = subprocess.Popen(
+                [sys.executable, KEEPER, self.folder],
+                env=self.environ, stdin=subprocess.PIPE, text=True, start_new_session=True,
+            )  # fmt: skip
+            stack.callback(self._keeper.communicate)
+            self._start_daemons()
+            stack.callback(self._cancel_all)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _start_daemons(self) -> None:
+        configuration = self.folder / "slurm.conf"
+        names = ("n1", "n2")
+        self._configure(configuration, names)
         key = self.folder / "munge.key"
         key.touch(0o600)
         key.write_bytes(secrets.token_bytes(128))
-        text = CONFIGURATION.format(
-            host=host,
-            controller=free_port(),
-            user=getpass.getuser(),
-            folder=self.folder,
-            names=",".join(nodes),
-        )
-        lines = [NODE.format(name=name, host=host, port=free_port()) for name in nodes]
-        partition = text.rindex("PartitionName")  # nodes come first
-        configuration = self.folder / "slurm.conf"
-        configuration.write_text(text[:partition] + "".join(lines) + text[partition:])
         files = {"socket": "munge.socket", "pid-file": "munge.pid", "seed-file": "munge.seed"}
         options = [f"--{name}={self.folder / file}" for name, file in files.items()]
         log = f"--log-file={self.folder / 'munge.log'}"
         self._start("munged", "--foreground", "--force", f"--key-file={key}", log, *options)
         until((self.folder / "munge.socket").exists, 20, self.told)
         self._start("slurmctld", "-D", "-i", "-f", str(configuration))
-        for name in nodes:
+        for name in names:
             self._start("slurmd", "-D", "-N", name, "-f", str(configuration))
         until(self.idle, 60, self.told)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        if len(self._daemons) > 1:
-            self("scancel", "--quiet", *self("squeue", "-h", "-o", "%i").split())
-            until(lambda: not self("squeue", "-h"), 60, self.told)
-        for daemon in reversed(self._daemons):
-            daemon.terminate()
-        for daemon in reversed(self._daemons):
-            daemon.wait(30)
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _configure(self, configuration: Path, names: tuple[str, ...]) -> None:
+        host = socket.gethostname()
+        (self.folder / "state").mkdir()
+        text = CONFIGURATION.format(
+            host=host,
+            controller=free_port(),
+            user=getpass.getuser(),
+            folder=self.folder,
+            names=",".join(names),
+        )
+        lines = [NODE.format(name=name, host=host, port=free_port()) for name in names]
+        partition = text.rindex("PartitionName")  # nodes come first
+        configuration.write_text(text[:partition] + "".join(lines) + text[partition:])
+
+    def _cancel_all(self) -> None:
+        """Let the jobs end as they would, before they are killed."""
+        self("scancel", "--quiet", *self("squeue", "-h", "-o", "%i").split())
+        until(lambda: not self("squeue", "-h"), 60, self.told)
 
     def __call__(self, *command: str) -> str:
         """What a command of Slurm prints."""
@@ -153,12 +169,5 @@ class Cluster:
         return "\n".join(f"{log.name}:\n{log.read_text()[-3000:]}" for log in logs)
 
     def _start(self, name: str, *arguments: str) -> None:
-        number = len(self._daemons)
-        with (self.folder / f"{number}-{name}.log").open("w") as log:
-            self._daemons.append(
-                subprocess.Popen(
-                    [shutil.which(name, path=SBIN), *arguments],
-                    env=self.environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            )  # fmt: skip
+        command = [shutil.which(name, path=SBIN), *arguments]
+        print(json.dumps(command), file=self._keeper.stdin, flush=True)

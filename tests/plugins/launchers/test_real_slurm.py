@@ -10,10 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from tests.plugins.launchers.cluster import Cluster, missing, until
+from tests.plugins.launchers.cluster import DAEMONS, Cluster, missing, until
 
 pytestmark = [
     pytest.mark.slow,
@@ -192,6 +193,28 @@ def test_a_mistake_ends_the_job_with_its_code(cluster, submit):
     assert cluster.facts(run.job)["ExitCode"] == "2:0", run.told()
     assert "nothing-here" in run.log
     assert "Traceback" not in run.log
+
+
+KILLED = """\
+import os, signal
+from tests.plugins.launchers.cluster import Cluster, until
+with Cluster() as cluster:
+    job = cluster("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 4711.5").strip()
+    until(lambda: cluster.state(job) == "RUNNING", 60, cluster.told)
+    print(cluster.folder, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_neither_daemons_nor_jobs_outlive_a_test_that_is_killed():
+    before = {each.pid for each in psutil.process_iter()}
+    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True)
+    folder = Path(done.stdout.strip())
+    assert folder.name.startswith("slurm-"), done.stderr
+    until(lambda: not folder.exists(), 30, lambda: f"{folder} is still there")
+    new = [each for each in psutil.process_iter(["name", "cmdline"]) if each.pid not in before]
+    assert not [each for each in new if each.info["name"] in (*DAEMONS, "slurmstepd")]
+    assert not [each for each in new if "4711.5" in (each.info["cmdline"] or ())]
 
 
 def test_what_sbatch_refuses_is_told(cluster, submit):
