@@ -508,7 +508,7 @@ class Job(NamedTuple):
     Attributes:
         argv: The command line after the program's name, to be started again there:
             `python -m automodel_core *argv`. No secret stands in it.
-        dry_run: Only print what would be submitted.
+        dry_run: Only print what would be submitted; nothing may run, since nobody has agreed yet.
         goes_on: Whether a run that was stopped can be started again and go on.
         from_environment: The arguments of the launcher, as paths, whose values came from `${NAME}`.
             They may be secret: what they are is for the job's environment, not for a file.
@@ -530,6 +530,10 @@ class Launcher(Protocol):
     --rdzv-endpoint HOST:PORT` behind it. That one ends with 75 if the run was stopped by SIGINT,
     SIGTERM or SIGUSR1 and saved. A launcher that may begin a run again sets AUTOMODEL_LAUNCH for it
     to a text that stays the same, so that `--fresh` opens one folder only.
+
+    An optional attribute `code: frozenset[str]` names the arguments that can make it run any
+    program, such as commands, images and environment variables. Where a file sets one of them,
+    nothing is launched unless the reader agrees with `--allow SECTION.ARGUMENT`.
     """
 
     def launch(self, job: Job) -> int | None:

@@ -9,8 +9,8 @@ import attrs
 
 from automodel_core.cli.loading import Loaded
 from automodel_core.cli.telling import tell
-from automodel_core.config.document import paths_below
-from automodel_core.config.report import render_user_error
+from automodel_core.config.document import Document, dotted, paths_below
+from automodel_core.config.report import COMMAND_LINE, render_user_error
 from automodel_core.config.schema import RunConfig, Slurm, Target
 from automodel_core.config.secrets import literals, masked_words
 from automodel_core.config.variables import Variable
@@ -58,7 +58,8 @@ def start_elsewhere(
     """Hand the run to its launcher; returns the exit code, or None if the run goes on here.
 
     Raises:
-        UserError: There is none to show, or a secret would be written.
+        UserError: There is none to show, a secret would be written, or a file would run code that
+            the reader has not allowed.
     """
     if target is None:
         if dry_run:
@@ -76,6 +77,8 @@ def start_elsewhere(
     )
     try:
         launcher = loaded.targets.build(target, {}, **secrets_of(config.slurm, target))
+        if not dry_run:
+            check_allowed(loaded, target, getattr(launcher, "code", frozenset()))
         return launcher.launch(job)
     except UserError as error:
         if error.path is None and error.argument:
@@ -100,6 +103,38 @@ def from_environment(loaded: Loaded, section: ConfigPath) -> frozenset[ConfigPat
     return frozenset(
         path for path in below if isinstance(loaded.document.get((*section, *path)), Variable)
     )
+
+
+def check_allowed(loaded: Loaded, target: Target, code: frozenset[str]) -> None:
+    """Refuse arguments that run code, if a file sets them and the reader has not allowed it.
+
+    Args:
+        target: The launcher's section.
+        code: Its arguments that do.
+
+    Raises:
+        UserError: at the first of them.
+    """
+    paths = [(*target.path, name) for name in target.arguments if name in code]
+    asking = [
+        path
+        for path in paths
+        if not typed(loaded.document, path) and not loaded.targets.trust.permits(dotted(path))
+    ]
+    if asking:
+        flags = " ".join(f"--allow {dotted(path)}" for path in asking)
+        raise UserError(
+            f"`{dotted(asking[0])}` can make the job run any program, and a file alone may not.",
+            fix=f"see what it does with --dry-run; if you trust it: {flags}",
+            path=asking[0],
+        )
+
+
+def typed(document: Document, path: ConfigPath) -> bool:
+    """Whether all that stands at `path` comes from the command line, whose words have no lines,
+    and no part of it from a file, whatever that is called."""
+    marks = [document.wrote((*path, *below)) for below in paths_below(document.get(path))]
+    return all(mark and mark.file == COMMAND_LINE and mark.line is None for mark in marks)
 
 
 def check_no_secret(loaded: Loaded, argv: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import attrs
@@ -37,6 +37,9 @@ TAKEN = {
     "export": "env",
 }
 NEEDED = {"chdir", "output", "open-mode", "requeue"}
+# Variables that have keys of their own, and those by which Slurm and the reader steer the run.
+KEYS = {"HF_HOME": "hf_home", "HF_TOKEN": "hf_token", "WANDB_API_KEY": "wandb_key"}
+RESERVED = ("AUTOMODEL_", "SLURM_", "SBATCH_", "SRUN_")
 
 
 def check(launcher: SlurmLauncher) -> None:
@@ -46,9 +49,7 @@ def check(launcher: SlurmLauncher) -> None:
     check_time(launcher)
     check_container(launcher)
     check_options(launcher.sbatch)
-    for name in launcher.env:
-        if not VARIABLE.fullmatch(name):
-            raise refusal("env", f"`{name}` is no name of a variable", "write letters, digits, _")
+    check_variables(launcher.env)
     for name in ("wandb_key", "hf_token"):
         if set(getattr(launcher, name) or "") == {"*"}:
             raise refusal(name, "a saved configuration has no secrets", "write ${NAME} for it")
@@ -110,6 +111,16 @@ def check_container(launcher: SlurmLauncher) -> None:
             raise refusal("mounts", f"{mount} is no mount", "write FROM:/TO, or FROM:/TO:ro")
 
 
+def check_variables(names: Iterable[str]) -> None:
+    for name in names:
+        if not VARIABLE.fullmatch(name):
+            raise refusal("env", f"`{name}` is no name of a variable", "write letters, digits, _")
+        if name in KEYS:
+            raise refusal("env", f"{name} has a key of its own", f"use {KEYS[name]}")
+        if name.startswith(RESERVED):
+            raise refusal("env", f"{name} is not for a file to say", "leave it out")
+
+
 def check_options(options: list[str]) -> None:
     for option in options:
         found = OPTION.fullmatch(option)
@@ -130,7 +141,11 @@ def check_job(launcher: SlurmLauncher, job: Job) -> None:
                 fix="write $${NAME} for the shell on the node to fill in, or use env",
                 argument=path[0],
             )
-    check_printable({"the command line": job.argv})
+    if not "".join(job.argv).isprintable():
+        raise UserError(
+            "The command line holds a newline or another control character.",
+            fix="write plain text, or put it into the file",
+        )
     given = {each.partition("=")[0] for each in job.argv}
     for name in ("--nproc-per-node", "--nnodes", "--rdzv-endpoint"):
         if name in given:

@@ -89,6 +89,8 @@ class Script:
         if self.resumes:
             yield "# A job that begins again goes on from what it has saved itself."
             yield 'if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then set -- --resume latest; fi'
+        yield "# With these some versions of srun would give a node's task the cores of one rank."
+        yield "unset SLURM_CPUS_PER_TASK SLURM_TRES_PER_TASK"
         yield "code=0"
         words = [*self._srun(), "\\\n   ", *self._run()]
         yield " ".join(words)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import attrs
 import click
@@ -54,6 +55,10 @@ class SlurmLauncher:
         UserError: A value can't be what it is for.
     """
 
+    code: ClassVar[frozenset[str]] = frozenset(
+        {"container_image", "mounts", "env", "setup", "sbatch"}
+    )
+
     job_name: str = "automodel"
     nodes: int = 1
     ntasks_per_node: int | None = None
@@ -87,16 +92,16 @@ class SlurmLauncher:
         if number is not None and os.environ.get(MARK) == mark(number):
             return None
         checks.check_job(self, job)
-        hidden = {
-            name: str(self.env[name]) for name in self.env if ("env", name) in job.from_environment
-        }
-        hidden |= {
+        secrets = {
             variable: value
             for name, variable in SECRETS.items()
             if (value := getattr(self, name)) is not None
         }
+        hidden = secrets | {
+            name: str(self.env[name]) for name in self.env if ("env", name) in job.from_environment
+        }
         text = self.script(job, hidden).text()
-        checks.check_unwritten(text, hidden)
+        checks.check_unwritten(text, secrets)
         if job.dry_run:
             click.echo(text, nl=False)
             return DONE
@@ -157,6 +162,7 @@ class SlurmLauncher:
         if done.returncode:
             click.echo(f"sbatch refused {script}:\n{done.stderr.strip()}", err=True)
             return FAILED
+        click.echo(done.stderr, err=True, nl=False)  # warnings
         number = done.stdout.strip().partition(";")[0]
         click.echo(f"Submitted job {number}: {self.nodes} node(s) with {self.ranks} rank(s) each.")
         click.echo(f"  script    {script}")

