@@ -24,6 +24,7 @@ pytestmark = [
 
 TOKEN = "hf_a-token-that-nobody-may-see"
 STEPS = 150
+AWKWARD = 'it\'s a #job $HOME 100%j \\ "x" `id`'
 
 # The commands of docs/slurm.md; `test_slurm.py` compares them.
 SAVE = "scancel --signal=USR1 {job}"
@@ -50,10 +51,10 @@ class Submitted:
         self.cluster, self.place = cluster, place
         done = subprocess.run(
             [sys.executable, "-m", "automodel_core", "run", "my.yaml",
-             "--allow", "slurm.setup", *words],
+             "--allow", "slurm.", *words],
             cwd=place, capture_output=True, text=True, timeout=120,
-            env=cluster.environ | {"MY_TOKEN": TOKEN, "CUDA_VISIBLE_DEVICES": "",
-                                   "OMP_NUM_THREADS": "1"},
+            env=cluster.environ | {"MY_TOKEN": TOKEN, "HOME": str(place),
+                                   "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         self.out = done.stdout + done.stderr
         assert done.returncode == 0, self.out
@@ -105,7 +106,9 @@ def submit(cluster, base_config, tmp_path):
                 "ntasks_per_node": 1,
                 "time": "00:10:00",
                 "hf_token": "${MY_TOKEN}",
-                "setup": ["echo set up on $SLURMD_NODENAME"],
+                "hf_home": "~/its cache",
+                "env": {"AWKWARD": AWKWARD},
+                "setup": ['echo "set up on $SLURMD_NODENAME with $AWKWARD and $HF_HOME"'],
             },
         }
         with (place / "my.yaml").open("w") as handle:
@@ -138,7 +141,9 @@ def test_a_signal_saves_and_the_job_begins_again_as_if_it_had_never_stopped(
 ):
     run = submit()
     run.wait_for_step(5)
-    assert "set up on n1" in run.log
+    cache = run.place / "its cache"
+    assert f"set up on n1 with {AWKWARD} and {cache}\n" in run.log
+    assert cache.is_dir()
     run.tell(SAVE)
     cluster.begins_again(run.job)
     assert "Stopped by SIGUSR1" in run.log
@@ -223,9 +228,6 @@ def test_what_sbatch_refuses_is_told(cluster, submit):
         AssertionError, match=r"(?s)sbatch refused slurm/two-nodes-.*invalid partition"
     ):
         submit("slurm.partition=none-such")
-
-
-AWKWARD = 'it\'s a #job $HOME 100%j \\ "x" `id`'
 
 
 def test_slurm_reads_every_name_as_it_was_written(cluster, submit):
