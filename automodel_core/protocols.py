@@ -14,6 +14,7 @@ with the arguments of its YAML section:
     rng            `automodel.rng`           a StatefulRNG
     distributed    `automodel.distributed`   a ParallelManager
     loggers        `automodel.loggers`       a Logger
+    launchers      `automodel.launchers`     a Launcher
 
 A target that declares a parameter with one of the names in SUPPLIED, and whose YAML leaves it out,
 is given it by the engine.
@@ -498,4 +499,51 @@ class Logger(Protocol):
 
     def finish(self, state: Literal["finished", "stopped", "failed"]) -> None:
         """The run is at its end; "stopped" is by a signal, and can be resumed."""
+        ...
+
+
+class Job(NamedTuple):
+    """A run that is to be started somewhere else.
+
+    Attributes:
+        argv: The command line after the program's name, to be started again there:
+            `python -m automodel_core *argv`. No secret stands in it.
+        dry_run: Only print what would be submitted; nothing may run, since nobody has agreed yet.
+        goes_on: Whether a run that was stopped can be started again and go on.
+        from_environment: The arguments of the launcher, as paths, whose values came from `${NAME}`.
+            They may be secret: what they are is for the job's environment, not for a file.
+    """
+
+    argv: tuple[str, ...]
+    dry_run: bool
+    goes_on: bool
+    from_environment: frozenset[tuple[str | int, ...]]
+
+
+class Launcher(Protocol):
+    """Starts a run somewhere else, such as on a cluster, instead of in this process.
+
+    The YAML's `launcher:` section (`slurm:` for Slurm) or `--launcher` names it. It is asked before
+    anything is imported or loaded, and not by a rank that torchrun has started.
+
+    On every node of several it starts the command with `--nnodes N --nproc-per-node M
+    --rdzv-endpoint HOST:PORT` behind it. That one ends with 75 if the run was stopped by SIGINT,
+    SIGTERM or SIGUSR1 and saved. A launcher that may begin a run again sets AUTOMODEL_LAUNCH for it
+    to a text that stays the same, so that `--fresh` opens one folder only.
+
+    An optional attribute `code: frozenset[str]` names the arguments that can make it run any
+    program, such as commands, images and environment variables. Where a file sets one of them,
+    nothing is launched unless the reader agrees with `--allow SECTION.ARGUMENT`.
+    """
+
+    def launch(self, job: Job) -> int | None:
+        """Start it, or print what would be.
+
+        Returns:
+            The exit code of this process; None to let the run go on here, where this is already
+            the place.
+
+        Raises:
+            UserError: It can't be started like this.
+        """
         ...

@@ -54,6 +54,7 @@ Exit codes:
 Environment:
   AUTOMODEL_ALLOW            names that a YAML file may use besides the installed plugins
   AUTOMODEL_DISABLE_PLUGINS  plugins to leave out, separated by commas
+  AUTOMODEL_LAUNCH           set by launchers: which launch it is, however often it begins again
 """
 
 

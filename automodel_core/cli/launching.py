@@ -1,6 +1,7 @@
 """One process for each GPU of this machine, through torchrun's own launcher.
 
 The command that the user typed starts the processes and waits; each of them runs the same command.
+On several nodes it is typed on each of them, with one place to meet at.
 In a process that torchrun has started, ours or somebody else's, the run simply goes on.
 """
 
@@ -18,11 +19,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 
 from automodel_core.cli.telling import TOLD
 from automodel_core.config.secrets import masked_words
-from automodel_core.errors import DONE, INTERRUPTED, SAVED_AFTER_SIGNAL, UserError
+from automodel_core.errors import DONE, FAILED, INTERRUPTED, SAVED_AFTER_SIGNAL, UserError
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -46,6 +48,44 @@ class Processes(click.ParamType):
         if not str(value).isdecimal() or int(value) < 1:
             self.fail(f"{value} is no number of processes, such as 2, nor gpu or auto.", param, ctx)
         return int(value)
+
+
+@attrs.frozen
+class Meeting:
+    """How the launchers of a run on several nodes find each other.
+
+    Attributes:
+        nodes: How many there are.
+        endpoint: HOST:PORT of the rendezvous; the launcher on that host opens it.
+    """
+
+    nodes: int = 1
+    endpoint: str = "localhost:0"
+
+    @classmethod
+    def asked_for(cls, nodes: int, endpoint: str | None) -> Meeting:
+        """What the command line says. Raises UserError if the nodes have no place to meet."""
+        host, _, port = (endpoint or "").rpartition(":")
+        if endpoint is not None and not (host and port.isdecimal()):
+            raise UserError(
+                f"--rdzv-endpoint {endpoint} is no HOST:PORT.", fix="write it like node1:29500"
+            )
+        if nodes == 1:
+            return cls()
+        if endpoint is None:
+            raise UserError(
+                f"--nnodes {nodes}: the nodes have no place to meet.",
+                fix="add --rdzv-endpoint HOST:PORT, the same on every node and with one's name",
+            )
+        return cls(nodes, endpoint)
+
+    @property
+    def name(self) -> str:
+        """Of the run, the same on every node."""
+        return NAME + (self.endpoint if self.nodes > 1 else str(os.getpid()))
+
+
+ALONE = Meeting()
 
 
 def inside_torchrun() -> bool:
@@ -98,8 +138,13 @@ def announce(processes: int, arguments: Sequence[str]) -> None:
     click.echo(f"    {shlex.join(command)}", err=True)
 
 
-def launch(processes: int, command: Sequence[str]) -> int:
+def launch(processes: int, command: Sequence[str], meeting: Meeting = ALONE) -> int:
     """Run Python with the arguments `command` in so many processes, as torchrun does.
+
+    Args:
+        processes: On this node.
+        command: What follows `python -u`.
+        meeting: With the launchers of the other nodes.
 
     Returns:
         75 if any of them ended so, else the exit code of the one that failed first, else 0. A
@@ -107,6 +152,7 @@ def launch(processes: int, command: Sequence[str]) -> int:
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     signals = Forwarding()
@@ -117,13 +163,13 @@ def launch(processes: int, command: Sequence[str]) -> int:
         cores_shared_by(processes),
     ):
         config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
+            min_nodes=meeting.nodes,
+            max_nodes=meeting.nodes,
             nproc_per_node=processes,
-            run_id=f"{NAME}{os.getpid()}",
+            run_id=meeting.name,
             rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
+            rdzv_endpoint=meeting.endpoint,
+            local_addr="localhost" if meeting.nodes == 1 else None,
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
             # The others are for the run, which saves and stops; here they would end it.
@@ -139,9 +185,14 @@ def launch(processes: int, command: Sequence[str]) -> int:
                 return INTERRUPTED
             rank, failure = error.get_first_failure()
             if not any(Path(folder).rglob(TOLD)):
-                click.echo(f"Rank {rank} of {processes} {ending(failure)}.", err=True)
+                everywhere = processes * meeting.nodes
+                click.echo(f"Rank {rank} of {everywhere} {ending(failure)}.", err=True)
             codes = {each.exitcode for each in error.failures.values()}
             return SAVED_AFTER_SIGNAL if SAVED_AFTER_SIGNAL in codes else exit_code(failure)
+        except RendezvousError as error:
+            why = str(error).partition("\n")[0]
+            click.echo(f"This node has lost the others, at {meeting.endpoint}: {why}", err=True)
+            return FAILED
     return DONE
 
 

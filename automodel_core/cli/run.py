@@ -12,7 +12,9 @@ import click
 import pluggy
 
 from automodel_core import ranks
+from automodel_core.cli.elsewhere import LAUNCHERS, launcher_named, start_elsewhere
 from automodel_core.cli.launching import (
+    Meeting,
     Processes,
     announce,
     inside_torchrun,
@@ -45,11 +47,14 @@ from automodel_core.wording import did_you_mean
 @click.option("--resume-override", is_flag=True, help="Go on with another lr, schedule or batch.")
 @click.option("--fresh", is_flag=True, help="Start a new folder beside one that holds a run.")
 @click.option("--launcher", metavar="NAME", help="Hand the run to this installed launcher.")
+@click.option("--dry-run", is_flag=True, help="Print what the launcher would submit, and stop.")
 @click.option(
     "--nproc-per-node",
     type=Processes(),
     help="Processes on this machine; one for each visible GPU if left out.",
 )
+@click.option("--nnodes", type=click.IntRange(min=1), default=1, help="Nodes; start it on each.")
+@click.option("--rdzv-endpoint", metavar="HOST:PORT", help="Where they meet: on one of the nodes.")
 @click.option("-v", "--verbose", count=True, help="Print every step.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only what goes wrong.")
 def run(
@@ -61,7 +66,10 @@ def run(
     resume_override: bool,
     fresh: bool,
     launcher: str | None,
+    dry_run: bool,
     nproc_per_node: int | str | None,
+    nnodes: int,
+    rdzv_endpoint: str | None,
     verbose: int,
     quiet: bool,
 ) -> int:
@@ -74,18 +82,22 @@ def run(
         warnings.simplefilter("ignore")  # rank 0 has the same
     elif loaded.problems and not launched_here():  # all of them warnings
         click.echo(render(loaded.problems), err=True)
-    hooks = observers(loaded, config, launcher)
+    meeting = Meeting.asked_for(nnodes, rdzv_endpoint)
+    elsewhere = launcher_named(loaded, config, launcher)
+    hooks = observers(loaded, config, None if elsewhere else launcher)
     typed = click.get_current_context().obj
     if not inside_torchrun():
-        code = hooks.automodel_launch(config=config, argv=typed)
+        code = start_elsewhere(loaded, config, elsewhere, typed, dry_run=dry_run)
+        if code is None:
+            code = hooks.automodel_launch(config=config, argv=typed)
         if code is not None:
             return code
     check_by_importing(loaded, config)
     processes = processes_wanted(nproc_per_node)
-    if processes > 1:
-        if not quiet:
+    if processes * nnodes > 1 and not inside_torchrun():
+        if not quiet and nnodes == 1:
             announce(processes, typed)
-        return launch(processes, ["-m", "automodel_core", *typed])
+        return launch(processes, ["-m", "automodel_core", *typed], meeting)
     from automodel_core.train.build import fine_tune  # imports torch
     from automodel_core.train.context import SAVED_BY, RunContext
 
@@ -114,9 +126,9 @@ def observers(loaded: Loaded, config: RunConfig, launcher: str | None) -> pluggy
     """The hooks of installed packages, after they had their say about the configuration."""
     from automodel_core.hook_loading import load_hooks
 
-    known = [each.name for each in loaded.registry.records if each.kind == HOOKS]
+    known = [each.name for each in loaded.registry.records if each.kind in (HOOKS, LAUNCHERS)]
     if launcher is not None and launcher not in known:
-        hint = did_you_mean(launcher, known) or "see `automodel list-plugins --kind hooks`"
+        hint = did_you_mean(launcher, known) or "see `automodel list-plugins --kind launchers`"
         raise UserError(f"There is no launcher {launcher}.", fix=hint)
     hooks = load_hooks(loaded.registry, launchers=[launcher] if launcher else [])
     found = hooks.automodel_configure(config=config, marks=loaded.document.values)

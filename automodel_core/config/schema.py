@@ -1,8 +1,7 @@
 """Every section and key of a run's YAML file. The docstrings and `doc` texts here are the user's
 reference: `automodel explain`, the docs site and the error messages are made from them.
 
-A key that other spellings may set has them in `config/aliases.py`. A key that this version refuses
-has `pending` set: it is known, named in the refusal, and never ignored.
+A key that other spellings may set has them in `config/aliases.py`.
 """
 
 from __future__ import annotations
@@ -69,7 +68,6 @@ def key(
     default: Any = attrs.NOTHING,
     required: bool = False,
     secret: bool = False,
-    pending: str | None = None,
     slot: Slot | None = None,
     at_least: float | None = None,
 ) -> Any:
@@ -81,8 +79,6 @@ def key(
             defaults of its own keys, and a target from its slot's default name.
         required: The YAML may not leave it out.
         secret: Its value is never printed or saved.
-        pending: Not available yet; the text says what to do meanwhile. Values that mean "off"
-            (false, none, 0, the default) are accepted.
         slot: For Target fields.
         at_least: The smallest number allowed.
     """
@@ -90,7 +86,6 @@ def key(
         "doc": doc,
         "required": required,
         "secret": secret,
-        "pending": pending,
         "slot": slot,
         "at_least": at_least,
     }
@@ -335,20 +330,16 @@ class Wandb:
 
 @attrs.frozen(kw_only=True)
 class Slurm:
-    """Submission to a Slurm cluster."""
+    """Submission to a Slurm cluster. Every other key (nodes, time, ...) goes to the launcher."""
 
-    job_name: str | None = key("Name of the job.", default=None)
-    nodes: int = key("Number of nodes.", default=1, at_least=1)
-    ntasks_per_node: int | None = key("Ranks on each node.", default=None, at_least=1)
-    gpus_per_node: int | None = key("GPUs of each node.", default=None, at_least=1)
-    time: str | None = key("Time limit, such as 02:00:00.", default=None)
-    account: str | None = key("Account to charge.", default=None)
-    partition: str | None = key("Partition.", default=None)
-    container_image: str | None = key("Container to run in (pyxis).", default=None)
-    master_port: int | None = key("Port of the rendezvous.", default=None, at_least=1)
-    hf_home: str | None = key("HF_HOME on the nodes.", default=None)
-    wandb_key: str | None = key("WANDB_API_KEY of the job.", default=None, secret=True)
-    hf_token: str | None = key("HF_TOKEN of the job.", default=None, secret=True)
+    target: Target = key(
+        "The launcher.",
+        slot=Slot("launchers", given=("wandb_key", "hf_token"), default="slurm"),
+    )
+    wandb_key: str | None = key(
+        "WANDB_API_KEY of the job, never written.", default=None, secret=True
+    )
+    hf_token: str | None = key("HF_TOKEN of the job, never written.", default=None, secret=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -471,8 +462,11 @@ class RunConfig:
         slot=Slot("loggers", given=("api_key",), example="tensorboard"),
     )
     plugins: Plugins = key("Which installed plugins may be used.")
-    slurm: Slurm | None = key(
-        "Submit to Slurm.", default=None, pending="submission; start the run inside your own job"
+    slurm: Slurm | None = key("Submit to Slurm.", default=None)
+    launcher: Target | None = key(
+        "Start the run somewhere else, by an installed launcher.",
+        default=None,
+        slot=Slot("launchers", given=("wandb_key", "hf_token"), example="slurm"),
     )
 
 

@@ -149,12 +149,7 @@ class Structurer:
             self.problem(here, f"There is no key `{name}`{where}.", hint or listed, on="key")
 
     def field(self, field: attrs.Attribute, annotation: Any, value: Any, path: ConfigPath) -> Any:
-        """A field's value, after asking whether it is available yet."""
-        if pending := field.metadata.get("pending"):
-            if is_off(value, field.default):
-                return field.default
-            self.value(annotation, value, path, field.metadata.get("slot"))  # for its mistakes
-            return self.problem(path, f"{self.name(path)} isn't available yet.", pending, on="key")
+        """A field's value, no smaller than it may be."""
         made = self.value(annotation, value, path, field.metadata.get("slot"))
         least = field.metadata.get("at_least")
         if least is not None and isinstance(made, int | float) and made < least:
@@ -290,10 +285,3 @@ class Structurer:
                 "add a validation_dataset, or remove val_every_steps",
                 on="key",
             )
-
-
-def is_off(value: Any, default: Any) -> bool:
-    """Whether a value asks for nothing: none, the default, or a section that says so itself."""
-    if isinstance(value, dict):
-        return value.get("enable", value.get("enabled")) is False
-    return value is None or (type(value) is type(default) and value == default)

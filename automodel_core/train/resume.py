@@ -35,6 +35,7 @@ RULES: Mapping[tuple[str, ...], Rule] = {
     ("wandb",): Rule.FREE,
     ("loggers",): Rule.FREE,
     ("slurm",): Rule.FREE,
+    ("launcher",): Rule.FREE,
     ("plugins",): Rule.FREE,
     ("deterministic",): Rule.FREE,
     ("recipe",): Rule.FREE,

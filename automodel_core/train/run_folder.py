@@ -19,7 +19,7 @@ except ImportError:  # Windows, where only importing must work
 
 CHECKPOINT_NAME = re.compile(r"epoch_(\d+)_step_(\d+)")
 LOGS = ("training.jsonl", "validation.jsonl", "answers_before.json")
-# In a folder that `--fresh` opened under torchrun: which launch it was.
+# In a folder that `--fresh` opened in a launch that may start it again: which launch it was.
 LAUNCH = ".launch"
 CHECKPOINT_DIR_KEY = ("checkpoint", "checkpoint_dir")
 
@@ -43,8 +43,11 @@ def fresh_sibling(folder: Path) -> Path:
     return candidate
 
 
-def torchruns_launch() -> str | None:
-    """What tells this launch of torchrun from others, however often it restarts its processes."""
+def this_launch() -> str | None:
+    """What tells this launch from others, however often a launcher begins it again or torchrun
+    restarts its processes; None if nothing does either."""
+    if named := os.environ.get("AUTOMODEL_LAUNCH"):
+        return named
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     return run and f"{run} by process {os.getppid()} of {socket.gethostname()}"
 
@@ -63,7 +66,7 @@ def open_run_folder(path: str, *, fresh: bool) -> Path:
     Raises:
         UserError: It cannot be created or written.
     """
-    folder, launch = Path(path).expanduser(), torchruns_launch()
+    folder, launch = Path(path).expanduser(), this_launch()
     if fresh:
         folder = (launch and opened_by(launch, folder)) or fresh_sibling(folder)
     try:

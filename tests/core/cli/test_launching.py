@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from automodel_core.cli import main
-from automodel_core.cli.launching import announce, launch, processes_wanted, usable_cores
+from automodel_core.cli.launching import (
+    Meeting,
+    announce,
+    launch,
+    processes_wanted,
+    usable_cores,
+)
 from automodel_core.errors import UserError
 
 START = """\
@@ -238,3 +245,33 @@ def test_someone_elses_torchrun_shows_one_error(tmp_path):
     assert done.stderr.count("There is no key `lr`") == 1
     assert re.search(r"exitcode +: 2", done.stderr)
     assert not Path("checkpoints").exists()
+
+
+def test_several_nodes_need_a_place_to_meet():
+    assert Meeting.asked_for(1, None) == Meeting.asked_for(1, "node1:29500") == Meeting()
+    assert Meeting.asked_for(2, "node1:29500").name == "automodel-node1:29500"
+    with pytest.raises(UserError, match="no place to meet"):
+        Meeting.asked_for(2, None)
+    for wrong in ("node1", "node1:", ":29500", "node1:port"):
+        with pytest.raises(UserError, match="is no HOST:PORT"):
+            Meeting.asked_for(2, wrong)
+
+
+NODE = """\
+import sys
+from automodel_core.cli.launching import Meeting, launch
+sys.exit(launch(1, ["-c", sys.argv[2]], Meeting.asked_for(2, sys.argv[1])))
+"""
+CODE = "sys.exit(75 if ranks.world_size() == 2 else 1)"
+
+
+@pytest.mark.slow
+def test_launchers_of_two_nodes_meet_and_keep_the_exit_code():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"{socket.gethostname()}:{probe.getsockname()[1]}"
+    command = [sys.executable, "-c", NODE, endpoint, START + CODE]
+    nodes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [each.communicate(timeout=120)[1] for each in nodes]
+    assert 75 in [each.returncode for each in nodes], told
+    assert not any("Traceback" in each for each in told)

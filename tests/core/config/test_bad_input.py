@@ -101,7 +101,6 @@ WRONG = {
     "not one of the words": "lr_scheduler: {lr_decay_style: cosin}\n",
     "number for a word": "guards: {non_finite: 1}\n",
     "negative": "lr_scheduler: {warmup_steps: -1}\n",
-    "pending": "slurm: {nodes: 2}\n",
     "no own choice": "checkpoint: {save_consolidated: false}\n",
     "validation without data": "x-a: 1\n",
     "dtype": "x-a: 1\n",

@@ -16,8 +16,6 @@ WITHOUT_MODEL = (
     "invalid_target_wrong",
 )
 
-SLURM = "`slurm` isn't available yet."
-
 # What the reference itself calls wrong, and a block that only shows a pattern.
 WRONG_EXAMPLES = ("missing_target_wrong", "invalid_target_wrong", "target_pattern")
 
@@ -27,8 +25,6 @@ NO_SIGNATURE = ("distributed_nvfsdp",)
 # Block -> the line and message of each refusal. A block that isn't here has no problem.
 REFUSED = {
     "peft": [(15, "`use_triton` can't be true.")],
-    "slurm": [(1, SLURM)],
-    "environment_variables": [(4, SLURM)],
     # What the reference itself calls wrong, and a block that only shows a pattern.
     "target_pattern": [(1, "There is no key `component`.")],
     "missing_target_wrong": [(1, "`model` needs a `_target_`.")],

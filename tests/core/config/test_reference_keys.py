@@ -11,7 +11,6 @@ from tests.core.config.test_reference import (
     BLOCKS,
     REFERENCE,
     REFUSED,
-    SLURM,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -35,6 +34,9 @@ MARKER = (
     "test_answers_and_their_ends_are_learned_and_nothing_else"
 )
 FREEZING = "tests/core/train/test_freezing.py"
+SLURM = "tests/plugins/launchers/test_slurm.py"
+SUBMITTED = f"{SLURM}::test_each_key_has_its_line"
+CARRIED = f"{SLURM}::test_secrets_travel_by_the_environment_alone"
 PATTERN = "There is no key `component`."
 
 # Key -> a test, as file::function; or the message of a refusal.
@@ -116,18 +118,18 @@ EFFECTS = {
     "logger.wandb_entity": ALIASES,
     "logger.wandb_exp_name": ALIASES,
     "logger.wandb_save_dir": ALIASES,
-    "slurm.job_name": SLURM,
-    "slurm.nodes": SLURM,
-    "slurm.ntasks_per_node": SLURM,
-    "slurm.time": SLURM,
-    "slurm.account": SLURM,
-    "slurm.partition": SLURM,
-    "slurm.container_image": SLURM,
-    "slurm.gpus_per_node": SLURM,
-    "slurm.master_port": SLURM,
-    "slurm.hf_home": SLURM,
-    "slurm.wandb_key": SLURM,
-    "slurm.hf_token": SLURM,
+    "slurm.job_name": SUBMITTED,
+    "slurm.nodes": SUBMITTED,
+    "slurm.ntasks_per_node": SUBMITTED,
+    "slurm.time": SUBMITTED,
+    "slurm.account": SUBMITTED,
+    "slurm.partition": SUBMITTED,
+    "slurm.container_image": SUBMITTED,
+    "slurm.gpus_per_node": SUBMITTED,
+    "slurm.master_port": SUBMITTED,
+    "slurm.hf_home": SUBMITTED,
+    "slurm.wandb_key": CARRIED,
+    "slurm.hf_token": CARRIED,
     # The reference's picture of a section; no section is called so.
     "component._target_": PATTERN,
     "component.parameter1": PATTERN,

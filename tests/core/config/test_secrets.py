@@ -70,7 +70,7 @@ FILES = {
     "broken below its key": "wandb:\n  api_key:\n    'hunter2-and-more\n",
     "broken later": "wandb:\n  api_key: a\n    hunter2-and-more: b\n",
     "twice": "wandb:\n  api_key: hunter2-and-more\n  api_key: hunter2-and-more\n",
-    "pending section": "slurm: {hf_token: hunter2-and-more, wandb_key: hunter2-and-more}\n",
+    "beside another mistake": "slurm: {hf_token: hunter2-and-more, wandb_key: 5, nodess: 2}\n",
     "conflict": "wandb: {name: a, api_key: hunter2-and-more}\nlogger: {wandb_exp_name: b}\n",
 }
 

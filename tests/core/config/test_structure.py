@@ -115,14 +115,8 @@ OFF = [
 
 
 @pytest.mark.parametrize("text", OFF)
-def test_what_is_not_available_yet_may_be_off(text, read):
+def test_what_may_be_off(text, read):
     assert read(text).problems == []
-
-
-def test_what_is_not_available_yet_is_still_read_for_its_mistakes(refusal):
-    shown = refusal("slurm: {nodess: 2}\nfreeze_config: {freeze_vision: true}\n")
-    assert "nodess" in shown
-    assert "freeze_vision`" in shown
 
 
 def test_the_recipe_is_fine_tuning_by_one_of_its_names(read, refusal):

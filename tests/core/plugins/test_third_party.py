@@ -79,6 +79,7 @@ def test_it_is_listed_with_its_owner_and_summary(plugins):
         ("losses", "smoothed_ce"): "ok",
         ("peft", "norm_tuning"): "ok",
         ("distributed", "one_message"): "ok",
+        ("launchers", "paper"): "ok",
         ("hooks", "echo_log"): "ok",
     }
     echo = rows["datasets", "echo"]
@@ -180,6 +181,18 @@ def test_its_parallel_manager_trains_on_two_ranks_as_one_process_does(command, c
     done = command("run", file, "--nproc-per-node", "2", having=("good",))
     assert done.returncode == 0, done.stdout + done.stderr
     assert losses(folder) == pytest.approx(one.losses, rel=1e-5)
+
+
+def test_its_scheduler_is_one_class(command, config, tmp_path):
+    wall = tmp_path / "wall.txt"
+    file, folder = config("queued", launcher={"_target_": "paper", "wall": str(wall), "nodes": 2})
+    line = f"2 x python -m automodel_core run {file} optimizer.lr=1e-5\n"
+    shown = command("run", file, "--dry-run", "optimizer.lr=1e-5", having=("good",))
+    assert (shown.returncode, shown.stdout) == (0, line), shown.stderr
+    assert not wall.exists()
+    assert command("run", file, "optimizer.lr=1e-5", having=("good",)).returncode == 0
+    assert wall.read_text() == line
+    assert not folder.exists()
 
 
 def test_a_conflict_with_our_names_does_not_harm_a_file_that_means_ours(command, config):

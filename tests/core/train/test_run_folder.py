@@ -129,3 +129,17 @@ def test_a_fresh_run_that_torchrun_restarts_goes_on_in_the_folder_that_it_opened
     assert open_run_folder(str(used), fresh=True) == first
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
     assert open_run_folder(str(used), fresh=True) == tmp_path / "run-3"
+
+
+def test_a_fresh_run_that_a_cluster_begins_again_goes_on_in_the_folder_that_it_opened(
+    tmp_path, monkeypatch
+):
+    used = tmp_path / "run"
+    (used / "epoch_0_step_1").mkdir(parents=True)
+    monkeypatch.setenv("AUTOMODEL_LAUNCH", "job 1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first start")
+    first = open_run_folder(str(used), fresh=True)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "second start")
+    assert open_run_folder(str(used), fresh=True) == first
+    monkeypatch.setenv("AUTOMODEL_LAUNCH", "job 2")
+    assert open_run_folder(str(used), fresh=True) == tmp_path / "run-3"
