@@ -27,6 +27,11 @@ def test_packed_sequence_size(automodel, squad_folder):
         s["num_label_tokens"] for s in plain.steps
     )
     assert "16 samples are packed in" in packed.out
+    # A step is a row of 160 tokens, or as long as its longest sample.
+    assert all(s["packing_efficiency"] == s["num_tokens"] / 160 for s in packed.steps)
+    assert all(s["packing_efficiency"] == 1 for s in plain.steps)
+    filled = sum(s["num_tokens"] for s in packed.steps) / (160 * len(packed.steps))
+    assert f"rows of 160 tokens, {filled:.1%} full" in packed.out
 
 
 def test_a_packed_run_resumes_in_the_middle_of_an_epoch_bitwise(automodel):
