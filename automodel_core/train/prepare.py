@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from automodel_core import ranks
 from automodel_core.config.schema import PreProcessor, RunConfig, Target
 from automodel_core.data_report.at_start import check_data
+from automodel_core.data_report.health import Health
 from automodel_core.errors import UserError
 from automodel_core.processors import read_processor, with_tokenizer
 from automodel_core.protocols import Adapter, Dataset, ModelSource, ParallelManager
@@ -56,6 +57,7 @@ class Prepared:
     device: torch.device
     precision: PrecisionPlan
     data: TrainingData
+    health: Health
     validation: dict[str, ValidationData]
     questions: list[Question]
     horizon: Horizon
@@ -86,7 +88,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
     check_spread(world, precision)
     loggers = build_loggers(config, context, supplied) if world.is_main else Loggers()
     dataset = build_dataset(context.targets, console, config.dataset, supplied)
-    check_data(config, context.targets, source, supplied, dataset, console)
+    health = check_data(config, context.targets, source, supplied, dataset, console)
     check_packing(config, source, world)
     dataset = packed(config, context.targets, console, dataset, supplied)
     data = TrainingData.build(config, context.targets, dataset, supplied, world)
@@ -131,6 +133,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
         device=device,
         precision=precision,
         data=data,
+        health=health,
         validation=validation,
         questions=questions,
         horizon=horizon,
