@@ -269,8 +269,21 @@ def load_section(read: Callable[..., T], section: PreProcessor, name: str) -> T:
 def build_dataset(
     targets: Targets, console: Console, target: Any, supplied: dict[str, Any]
 ) -> Dataset:
-    """Build a dataset and print what it has to say about itself."""
+    """Build a dataset and print what it has to say about itself.
+
+    Raises:
+        UserError: It is a stream, or empty.
+    """
     dataset: Dataset = targets.build(target, supplied)
+    by_index = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if not by_index or isinstance(dataset, torch.utils.data.IterableDataset):
+        raise UserError(
+            f"The data set is a stream: its {type(dataset).__name__} has no length, or gives no "
+            "sample by its index, so no run on it could be resumed.",
+            fix="return something with __len__ and __getitem__, such as a list; or write it as a "
+            "function that yields (docs/your_own_dataset.md)",
+            path=target.path,
+        )
     for note in getattr(dataset, "notes", ()):
         console.say(f"{'.'.join(map(str, target.path))}: {note}")
     if not len(dataset):
