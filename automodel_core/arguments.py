@@ -16,6 +16,10 @@ from automodel_core.signatures import Parameter, Signature
 from automodel_core.wording import did_you_mean
 
 REMOTE_CODE = "trust_remote_code"
+NO_STREAMS = (
+    "leave it out: samples are taken by index, in an order that resumes exactly, so no set is "
+    "streamed; a split such as train[:10000] takes fewer rows"
+)
 ATTENTION = ("attn_implementation", "_attn_implementation")
 
 
@@ -106,6 +110,8 @@ def _unknown(target: Target, name: str, path: ConfigPath, known: Iterable[str]) 
     names = list(dict.fromkeys(known))
     listed = f"it takes: {', '.join(names)}" if names else "it takes none"
     hint = did_you_mean(name, names) or listed
+    if name == "streaming" and target.kind == "datasets":
+        hint = NO_STREAMS
     return Finding(path, f"`{target.name}` takes no argument `{name}`.", hint, on="key")
 
 

@@ -134,8 +134,8 @@ class Sample(TypedDict, total=False):
 class Dataset(Protocol):
     """Map-style: a fixed length and samples by index. The engine owns the order.
 
-    One that is mixed of several may have `learned_by_source(indices) -> dict[str, int]`: the
-    supervised tokens of these samples by source, for the log.
+    One that is mixed of several may have `sources`, their names (or a mapping by name), and
+    `source_of(index) -> str`: the log and `automodel data show` count by them.
 
     An optional attribute `notes: Sequence[str]` holds lines to print once at the start, such as how
     many rows were dropped and why.
@@ -169,7 +169,8 @@ class Collator(Protocol):
     """Turns samples into one padded micro-batch of `[batch, sequence]` tensors.
 
     Returns at least `input_ids`, `labels`, `attention_mask` and `position_ids`. Positions restart
-    at 0 with every sample's first real token, on whichever side the padding is.
+    at 0 with every sample's first real token, on whichever side the padding is. The engine adds
+    `sample_id`, `[samples]`: their numbers in the data set, in the order given.
     """
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> Batch: ...

@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 
 from automodel_core.protocols import IGNORE_INDEX, Batch
+from automodel_core.train.samples import sample_of_tokens
 
 # From the first supervised token to just after the last.
 Span = tuple[int, int]
@@ -20,12 +21,12 @@ class Document:
     Attributes:
         ids: Its tokens, `[tokens]`.
         labels: Aligned with them; IGNORE_INDEX where nothing is learned.
-        sample_id: Which sample of the data set it is, if the batch says.
+        sample: Which of the data set it is, if the batch tells.
     """
 
     ids: np.ndarray
     labels: np.ndarray
-    sample_id: int | None = None
+    sample: int | None = None
 
     @property
     def supervised(self) -> np.ndarray:
@@ -55,7 +56,7 @@ class Row:
 
 def rows_of(batch: Batch) -> Iterator[Row]:
     """The rows of a collated batch. A document begins where the positions begin again."""
-    sample_ids = batch.get("sample_id")
+    samples = sample_of_tokens(batch) if "sample_id" in batch else None
     for number in range(len(batch["input_ids"])):
         ids, labels, real, positions = (
             np.asarray(batch[name][number])
@@ -64,10 +65,11 @@ def rows_of(batch: Batch) -> Iterator[Row]:
         real = real.astype(bool)
         where = np.flatnonzero(real)
         starts = np.flatnonzero(positions[where] == 0)
-        sample = int(sample_ids[number]) if sample_ids is not None and len(starts) == 1 else None
         pieces = np.split(where, starts[1:]) if len(where) else []
+        told = [None if samples is None else int(samples[number, each[0]]) for each in pieces]
+        parts = zip(pieces, told, strict=True)
         yield Row(
-            documents=tuple(Document(ids[each], labels[each], sample) for each in pieces),
+            documents=tuple(Document(ids[each], labels[each], of) for each, of in parts),
             pads=int((~real).sum()),
             learned_pads=int((labels[~real] != IGNORE_INDEX).sum()),
         )

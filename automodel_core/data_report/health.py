@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from automodel_core.data_report.documents import Document, Row, Span
 from automodel_core.data_report.template import Surroundings, surroundings
+from automodel_core.train.samples import Sources
 
 EMPTY_THOUGHT = re.compile(r"<(think|thinking|reasoning)>\s*</\1>")
 # So many tokens before an answer are looked at for the header.
@@ -42,31 +43,51 @@ class Fault:
 
 
 @attrs.frozen
-class Health:
-    """A data set in numbers.
+class Share:
+    """How much of some documents is learned.
 
     Attributes:
-        rows: Examined rows of batches.
-        documents: Samples in them.
-        tokens: Real tokens in them; `supervised` of them learned, `pads` beside them.
-        lengths: Documents by the power of two that their tokens don't exceed.
-        ends: Answers that end with a learned end token, and all answers.
-        faults: What is wrong.
+        documents: Their number.
+        tokens: Real tokens in them; `supervised` of them learned.
     """
 
-    rows: int
     documents: int
     tokens: int
     supervised: int
-    pads: int
-    lengths: dict[str, int]
-    ends: tuple[int, int]
-    faults: tuple[Fault, ...]
+
+    @classmethod
+    def of(cls, documents: Sequence[Document]) -> Share:
+        return cls(
+            len(documents),
+            sum(len(each.ids) for each in documents),
+            sum(int(each.supervised.sum()) for each in documents),
+        )
 
     @property
     def share(self) -> float:
         """The part of the real tokens that is learned."""
         return self.supervised / self.tokens if self.tokens else 0.0
+
+
+@attrs.frozen
+class Health(Share):
+    """A data set in numbers.
+
+    Attributes:
+        rows: Examined rows of batches.
+        pads: Tokens in them that are none.
+        lengths: Documents by the power of two that their tokens don't exceed.
+        ends: Answers that end with a learned end token, and all answers.
+        faults: What is wrong.
+        sources: What is learned of each source of mixed data; empty for other data.
+    """
+
+    rows: int
+    pads: int
+    lengths: dict[str, int]
+    ends: tuple[int, int]
+    faults: tuple[Fault, ...]
+    sources: dict[str, Share]
 
 
 @attrs.frozen(eq=False)
@@ -95,6 +116,7 @@ def examine(
     rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
     known: int,
+    sources: Sources,
     limit: int | None = None,
 ) -> Health:
     """Look through rows of collated batches.
@@ -103,6 +125,7 @@ def examine(
         rows: As the model will be given them.
         tokenizer: The run's.
         known: Tokens that the model embeds.
+        sources: Those of the data set.
         limit: Tokens in the longest sample that the data set may give.
     """
     around = surroundings(tokenizer)
@@ -113,14 +136,16 @@ def examine(
     seen = Examined(rows, documents, tokenizer, around, known, limit, _ends(tokenizer, around))
     answers = [(each, span) for each in documents for span in each.spans()]
     return Health(
+        **attrs.asdict(Share.of(documents)),
         rows=len(rows),
-        documents=len(documents),
-        tokens=sum(lengths),
-        supervised=sum(int(each.supervised.sum()) for each in documents),
         pads=sum(row.pads for row in rows),
         lengths=_histogram(lengths),
         ends=(sum(_ended(seen, *each) for each in answers), len(answers)),
         faults=tuple(fault for check in CHECKS if (fault := check(seen)) is not None),
+        sources={
+            name: Share.of([each for each in documents if sources.of_sample(each.sample) == name])
+            for name in sources.names
+        },
     )
 
 

@@ -21,6 +21,7 @@ from automodel_core.train.prepare import (
     packed,
     validation_targets,
 )
+from automodel_core.train.samples import Sources
 from automodel_core.train.world import World
 
 
@@ -70,7 +71,8 @@ def look(
         data = kind.build(config, targets, dataset, supplied, world)
         batches = one_epoch(data) if isinstance(data, TrainingData) else data.batches()
         rows = first_rows(batches, examined)
-        health = examine(rows, tokenizer, known, target.arguments.get("max_length"))
+        limit = target.arguments.get("max_length")
+        health = examine(rows, tokenizer, known, Sources.of(dataset), limit)
         looked.append(Looked(name, samples, tuple(notes), rows, health))
     return tokenizer, looked
 

@@ -47,8 +47,8 @@ def as_page(data: dict[str, Any], title: str) -> str:
 def _set(name: str, data: dict[str, Any]) -> str:
     facts = {
         "samples": f"{data['samples']:,}, of which {data['documents']:,} were examined",
-        "learned": f"{data['supervised']:,} of {data['tokens']:,} tokens "
-        f"({data['supervised_share']:.1%})",
+        "learned": _learned(data),
+        **{f"- {escape(source)}": _learned(part) for source, part in data["sources"].items()},
         "padding": f"{data['pads']:,} tokens",
         "end token": f"learned behind {data['ends'][0]:,} of {data['ends'][1]:,} answers",
     }
@@ -59,6 +59,10 @@ def _set(name: str, data: dict[str, Any]) -> str:
         f"<h3>Lengths</h3><table>{_lengths(data['lengths'])}</table>"
         f"<h3>Rows</h3>{''.join(map(_row, data['shown']))}"
     )
+
+
+def _learned(data: dict[str, Any]) -> str:
+    return f"{data['supervised']:,} of {data['tokens']:,} tokens ({data['supervised_share']:.1%})"
 
 
 def _faults(data: dict[str, Any]) -> str:

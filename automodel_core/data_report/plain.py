@@ -22,6 +22,10 @@ def as_data(
             "notes": list(each.notes),
             **attrs.asdict(each.health),
             "supervised_share": each.health.share,
+            "sources": {
+                name: {**attrs.asdict(part), "supervised_share": part.share}
+                for name, part in each.health.sources.items()
+            },
             "shown": [
                 [attrs.asdict(piece) for piece in pieces_of(row, tokenizer)]
                 for row in each.rows[:shown]

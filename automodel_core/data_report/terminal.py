@@ -9,6 +9,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from automodel_core.data_report.documents import Row
+from automodel_core.data_report.health import Share
 from automodel_core.data_report.looking import Looked
 from automodel_core.data_report.pieces import pieces_of
 
@@ -67,6 +68,11 @@ def printable(text: str) -> str:
     return "".join(c if c == "\n" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
+def share_text(part: Share) -> str:
+    """How much is learned."""
+    return f"{part.supervised:,} of {part.tokens:,} tokens ({part.share:.1%})"
+
+
 def print_health(looked: Looked, console: Console) -> None:
     """The figures and faults of one set."""
     health = looked.health
@@ -74,13 +80,15 @@ def print_health(looked: Looked, console: Console) -> None:
     real = health.tokens + health.pads
     facts = {
         "examined": f"{health.documents:,} samples in {health.rows:,} rows",
-        "learned": f"{health.supervised:,} of {health.tokens:,} tokens ({health.share:.1%})",
+        "learned": share_text(health),
+        **{f"- {name}": share_text(part) for name, part in health.sources.items()},
         "padding": f"{health.pads:,} tokens ({health.pads / real if real else 0:.1%} of the rows)",
         "end token": f"learned behind {ended:,} of {answers:,} answers",
     }
     console.print("\n  Health", style="bold")
+    width = max(map(len, facts))
     for name, value in facts.items():
-        console.print(f"  {name:<10} {value}", markup=False)
+        console.print(f"  {name:<{width}} {value}", markup=False)
     most = max(health.lengths.values(), default=1)
     for name, count in health.lengths.items():
         bar = "#" * max(1, round(BAR * count / most))

@@ -127,7 +127,7 @@ def train_and_tell(run: Run, context: RunContext, prepared: Prepared, stop: Stop
     if run.world.is_main:
         (run.folder / "config.yaml").write_text(context.effective_yaml)
     with observed(run, context.command) if run.world.is_main else nullcontext():
-        print_plan(console, run, prepared.source)
+        print_plan(console, run, prepared.source, prepared.health)
         before = answers_before(run, prepared.questions)
         with run.compilation.layers_of(run.model, deterministic=run.config.deterministic):
             train(run, stop)

@@ -27,11 +27,14 @@ from automodel_core.train.order import (
     epoch_order,
     grouped_by_length,
 )
-from automodel_core.train.packing import PackedDataset
+from automodel_core.train.samples import Sources, members
 from automodel_core.train.world import World
 
 # A loader over micro-batches of indices.
 MakeLoader = Callable[[EpochBatches], Any]
+
+# What a rank without a sample is given.
+FILLING = [0]
 
 
 def loader_maker(
@@ -58,21 +61,30 @@ class Filled:
     """Micro-batches for a loader, none of them empty.
 
     Where a step has fewer samples than ranks, some rank has none. It is given one all the same,
-    whose labels `unsupervised` masks: every rank must make the same passes.
+    whose labels `as_dealt` masks: every rank must make the same passes.
     """
 
     batches: EpochBatches
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (indices or [0] for indices in self.batches)
+        return (indices or FILLING for indices in self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)
 
 
-def unsupervised(batch: Batch) -> Batch:
-    """The batch as if nothing of it were to be learned."""
-    return batch | {"labels": torch.full_like(batch["labels"], IGNORE_INDEX)}
+def as_dealt(batch: Batch, dataset: Dataset, indices: Sequence[int]) -> Batch:
+    """A collated batch with the numbers of its samples; one that only fills up is not learned.
+
+    Args:
+        batch: As collated.
+        dataset: What `indices` count in.
+        indices: What this rank was dealt for it; none if it fills up.
+    """
+    numbered = batch | {"sample_id": torch.tensor(members(dataset, indices or FILLING))}
+    if indices:
+        return numbered
+    return numbered | {"labels": torch.full_like(batch["labels"], IGNORE_INDEX)}
 
 
 def plan_layout(
@@ -105,14 +117,16 @@ class StepData:
     Attributes:
         epoch: 0 is the first.
         samples: The numbers of its samples, over all ranks.
-        batches: This rank's micro-batches.
+        batches: This rank's micro-batches, each with its own samples' numbers.
         filled: Which of them only keep the other ranks company.
+        learned_by_source: Supervised tokens of this rank by source, for data that is mixed.
     """
 
     epoch: int
     samples: list[int]
     batches: list[Batch]
     filled: list[bool]
+    learned_by_source: dict[str, int]
 
 
 @attrs.define(slots=False)
@@ -189,20 +203,19 @@ class TrainingData:
         start = self.cursor.samples
         group = self._order[start : start + self.layout.group]
         mine = deal(group, self.layout)
-        batches = islice(self._batches, len(mine))
+        loaded = zip(islice(self._batches, len(mine)), mine, strict=True)
+        batches = [as_dealt(batch, self.dataset, own) for batch, own in loaded]
         return StepData(
             epoch=self.cursor.epoch,
-            samples=self._members(group),
-            batches=[b if own else unsupervised(b) for b, own in zip(batches, mine, strict=True)],
+            samples=members(self.dataset, group),
+            batches=batches,
             filled=[not own for own in mine],
+            learned_by_source=self.sources.learned(batches),
         )
 
-    def learned_by_source(self, samples: Sequence[int]) -> dict[str, int]:
-        """Supervised tokens of a step's samples by the source that they are of; empty for a data
-        set that has no sources."""
-        of = self.dataset.samples if isinstance(self.dataset, PackedDataset) else self.dataset
-        count = getattr(of, "learned_by_source", None)
-        return {} if count is None else count(samples)
+    @cached_property
+    def sources(self) -> Sources:
+        return Sources.of(self.dataset)
 
     def _epoch(self) -> Order:
         """The order of the epoch that the cursor is in."""
@@ -211,11 +224,6 @@ class TrainingData:
         if self.lengths is None:
             return order
         return grouped_by_length(order, self.lengths, self.seed, epoch)
-
-    def _members(self, group: Order) -> list[int]:
-        """The samples behind the indices of a step; a packed row has several."""
-        members = getattr(self.dataset, "members", lambda index: [index])
-        return [sample for index in group for sample in members(int(index))]
 
     def advance(self) -> None:
         """An optimizer step is done: the cursor moves past its samples."""
@@ -258,4 +266,4 @@ class ValidationData:
         """This rank's share; as many as every other rank has."""
         mine = EpochBatches(range(len(self.dataset)), 0, self.layout)
         for batch, own in zip(self.make_loader(mine), mine, strict=True):
-            yield batch if own else unsupervised(batch)
+            yield as_dealt(batch, self.dataset, own)

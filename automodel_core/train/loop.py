@@ -100,12 +100,14 @@ def gradients(run: Run, stop: StopRequest) -> tuple[Reading, torch.Tensor]:
     data = run.data.next_step()
     waited = time.perf_counter() - started
     micro_batches = [run.objective.prepare(batch) for batch in data.batches]
-    label_tokens, tokens, stopping = world.sum(
+    label_tokens, tokens, slots, stopping, *by_source = world.sum(
         [
             sum(each.label_tokens for each in micro_batches),
             sum(each.tokens for each, filled in zip(micro_batches, data.filled, strict=True)
                 if not filled),
+            sum(each.labels.numel() for each in micro_batches),
             bool(stop),
+            *data.learned_by_source.values(),
         ]
     )  # fmt: skip
     run.stop_agreed = bool(stopping)
@@ -120,6 +122,8 @@ def gradients(run: Run, stop: StopRequest) -> tuple[Reading, torch.Tensor]:
         lr=rates[0],
         num_label_tokens=int(label_tokens),
         num_tokens=int(tokens),
+        packing_efficiency=tokens / slots,
+        learned_by_source=dict(zip(data.learned_by_source, map(int, by_source), strict=True)),
         data_seconds=waited,
         recompiles=run.compilation.recompiles,
         values=to_host(torch.stack([loss, grad_norm.to(loss.device, non_blocking=True)])),
@@ -141,9 +145,8 @@ def report(run: Run, late: int) -> None:
         run.guards.after_step(metrics, reading.samples)
         if not run.world.is_main:
             continue
-        by_source = run.data.learned_by_source(reading.samples)
         record = attrs.asdict(metrics) | {
-            f"num_label_tokens/{name}": count for name, count in by_source.items()
+            f"num_label_tokens/{name}": count for name, count in reading.learned_by_source.items()
         }
         run.training_log.append(record)
         run.console.step(metrics)

@@ -20,6 +20,7 @@ class StepMetrics:
         lr: The learning rate the step was taken with.
         num_label_tokens: Supervised tokens in the step.
         num_tokens: Real tokens in the step, supervised or not.
+        packing_efficiency: The part of the rows that these fill; the rest is padding.
         tps: Supervised tokens per second.
         memory_gib: Peak memory so far: of the GPU's allocator, or of the process on the CPU.
         seconds: The step's duration, waiting for data included.
@@ -34,6 +35,7 @@ class StepMetrics:
     lr: float
     num_label_tokens: int
     num_tokens: int
+    packing_efficiency: float
     tps: float
     memory_gib: float
     seconds: float

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from automodel_core import ranks
 from automodel_core.config.schema import PreProcessor, RunConfig, Target
 from automodel_core.data_report.at_start import check_data
+from automodel_core.data_report.health import Health
 from automodel_core.errors import UserError
 from automodel_core.processors import read_processor, with_tokenizer
 from automodel_core.protocols import Adapter, Dataset, ModelSource, ParallelManager
@@ -56,6 +57,7 @@ class Prepared:
     device: torch.device
     precision: PrecisionPlan
     data: TrainingData
+    health: Health
     validation: dict[str, ValidationData]
     questions: list[Question]
     horizon: Horizon
@@ -86,7 +88,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
     check_spread(world, precision)
     loggers = build_loggers(config, context, supplied) if world.is_main else Loggers()
     dataset = build_dataset(context.targets, console, config.dataset, supplied)
-    check_data(config, context.targets, source, supplied, dataset, console)
+    health = check_data(config, context.targets, source, supplied, dataset, console)
     check_packing(config, source, world)
     dataset = packed(config, context.targets, console, dataset, supplied)
     data = TrainingData.build(config, context.targets, dataset, supplied, world)
@@ -131,6 +133,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
         device=device,
         precision=precision,
         data=data,
+        health=health,
         validation=validation,
         questions=questions,
         horizon=horizon,
@@ -266,8 +269,21 @@ def load_section(read: Callable[..., T], section: PreProcessor, name: str) -> T:
 def build_dataset(
     targets: Targets, console: Console, target: Any, supplied: dict[str, Any]
 ) -> Dataset:
-    """Build a dataset and print what it has to say about itself."""
+    """Build a dataset and print what it has to say about itself.
+
+    Raises:
+        UserError: It is a stream, or empty.
+    """
     dataset: Dataset = targets.build(target, supplied)
+    by_index = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if not by_index or isinstance(dataset, torch.utils.data.IterableDataset):
+        raise UserError(
+            f"The data set is a stream: its {type(dataset).__name__} has no length, or gives no "
+            "sample by its index, so no run on it could be resumed.",
+            fix="return something with __len__ and __getitem__, such as a list; or write it as a "
+            "function that yields (docs/your_own_dataset.md)",
+            path=target.path,
+        )
     for note in getattr(dataset, "notes", ()):
         console.say(f"{'.'.join(map(str, target.path))}: {note}")
     if not len(dataset):

@@ -64,6 +64,7 @@ class Reading:
     Attributes:
         values: Loss and gradient norm, on their way to the host.
         samples: The numbers of the step's samples, over all ranks.
+        learned_by_source: Supervised tokens over all ranks by source, for data that is mixed.
         device: Where the step is computed.
         clock: The step's duration; it stops after `values` have been copied.
     """
@@ -73,6 +74,8 @@ class Reading:
     lr: float
     num_label_tokens: int
     num_tokens: int
+    packing_efficiency: float
+    learned_by_source: dict[str, int]
     data_seconds: float
     recompiles: int
     values: torch.Tensor
@@ -96,6 +99,7 @@ class Reading:
             lr=self.lr,
             num_label_tokens=self.num_label_tokens,
             num_tokens=self.num_tokens,
+            packing_efficiency=self.packing_efficiency,
             tps=self.num_label_tokens / seconds,
             memory_gib=peak_memory_gib(self.device),
             seconds=seconds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from automodel_core.data_report.health import Health
 from automodel_core.protocols import ModelSource
 from automodel_core.train.console import Console
 from automodel_core.train.metrics import peak_memory_gib
@@ -12,7 +13,7 @@ from automodel_core.train.run import Run
 from automodel_core.train.run_folder import latest_checkpoint
 
 
-def print_plan(console: Console, run: Run, source: ModelSource) -> None:
+def print_plan(console: Console, run: Run, source: ModelSource, health: Health) -> None:
     """What is about to happen, in numbers that the user can check."""
     config, horizon = run.config, run.horizon
     trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
@@ -33,6 +34,7 @@ def print_plan(console: Console, run: Run, source: ModelSource) -> None:
             ("device", str(run.objective.device)),
             *attention(run),
             ("data", f"{len(run.data.dataset):,} {unit}{held_out}"),
+            ("learned", learned(health)),
             (
                 "steps",
                 f"{horizon.total_steps} of {batch} {unit}, {horizon.steps_per_epoch} an epoch",
@@ -43,6 +45,15 @@ def print_plan(console: Console, run: Run, source: ModelSource) -> None:
     )
     console.heading(f"Precision ({run.objective.precision.reason})")
     console.facts(run.objective.precision.rows())
+
+
+def learned(health: Health) -> str:
+    """The part of the tokens that is learned, of each source too, by a look at some samples."""
+    parts = ", ".join(f"{name} {part.share:.1%}" for name, part in health.sources.items())
+    return (
+        f"{health.share:.1%} of the tokens{f' ({parts})' if parts else ''}, by a look at "
+        f"{health.documents:,} samples"
+    )
 
 
 def attention(run: Run) -> list[tuple[str, str]]:

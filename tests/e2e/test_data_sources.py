@@ -1,6 +1,7 @@
 """Runs on chat, text and HellaSwag data, named in a YAML file as a user names them."""
 
 import json
+import textwrap
 
 import pytest
 
@@ -65,3 +66,33 @@ def test_a_misspelt_option_is_refused_before_anything_is_imported(automodel, tmp
     run = automodel({"dataset": target})
     assert run.code == 2
     assert "train_on" in run.out
+
+
+STREAMS = '''
+    from torch.utils.data import IterableDataset
+
+    class Stream(IterableDataset):
+        """With a length, but no samples by index."""
+
+        def __iter__(self):
+            yield {"input_ids": [1, 2], "labels": [1, 2]}
+
+        def __len__(self) -> int:
+            return 1
+
+    def yielded():
+        """Not under a decorator."""
+        yield {"input_ids": [1, 2], "labels": [1, 2]}
+'''
+
+
+@pytest.mark.parametrize("name", ["Stream", "yielded"])
+def test_a_stream_is_refused_by_name_with_what_to_write(automodel, tmp_path, monkeypatch, name):
+    (tmp_path / "streamed_data.py").write_text(textwrap.dedent(STREAMS))
+    monkeypatch.syspath_prepend(tmp_path)
+    section = {"_target_": f"streamed_data.{name}"}
+    run = automodel({"dataset": section}, "--allow", "streamed_data.")
+    assert run.code == 2, run.out
+    kind = {"Stream": "Stream", "yielded": "generator"}[name]
+    assert f"The data set is a stream: its {kind}" in run.out
+    assert "docs/your_own_dataset.md" in run.out

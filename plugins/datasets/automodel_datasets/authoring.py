@@ -1,4 +1,4 @@
-"""A function that yields conversations, texts or tokens becomes a data set.
+"""A function that yields conversations, questions, texts or tokens becomes a data set.
 
     @conversations
     def riddles(path: str): ...
@@ -18,15 +18,25 @@ from typing import Any
 from automodel_core.protocols import WithOptions
 from automodel_datasets.building import TokenisedDataset, build_dataset
 from automodel_datasets.options import ConversationOptions, Options
+from automodel_datasets.question_answer import question_answer_dataset
 from automodel_datasets.writing import conversation_writer, text_writer, token_writer
 
 # Yields items; any may be wrapped in a `Placed`, and a UserError stands for a row that is broken.
 Author = Callable[..., Iterable[Any]]
 
+# From what an author yields, and the options, to the data set.
+Build = Callable[[Iterable[Any], Any], TokenisedDataset]
+
 
 def conversations(author: Author) -> WithOptions[ConversationOptions]:
     """For a function that yields lists of messages, or Conversations with their tools."""
-    return _target(author, ConversationOptions, conversation_writer, divisible=False)
+    return _target(author, ConversationOptions, _written(conversation_writer, divisible=False))
+
+
+def questions(author: Author) -> WithOptions[Options]:
+    """For a function that yields Examples: a question, an answer, and perhaps a context, which is
+    cut where a sample is too long."""
+    return _target(author, Options, question_answer_dataset)
 
 
 def texts(author: Author) -> WithOptions[Options]:
@@ -34,7 +44,7 @@ def texts(author: Author) -> WithOptions[Options]:
 
     A string that is too long goes on in the next sample; a Completion is left out and counted.
     """
-    return _target(author, Options, text_writer, divisible=True)
+    return _target(author, Options, _written(text_writer, divisible=True))
 
 
 def tokens(author: Author) -> WithOptions[Options]:
@@ -42,14 +52,18 @@ def tokens(author: Author) -> WithOptions[Options]:
 
     What is too long goes on in the next sample, or is left out and counted if labels mask some.
     """
-    return _target(author, Options, token_writer, divisible=True)
+    return _target(author, Options, _written(token_writer, divisible=True))
+
+
+def _written(writer: Callable[[Any], Callable[[Any], Any]], *, divisible: bool) -> Build:
+    """Items that are written one by one, before they are tokenised."""
+    return lambda items, chosen: build_dataset(items, writer(chosen), chosen, divisible)
 
 
 def _target(
     author: Author,
     kind: type[Options],
-    writer: Callable[[Any], Callable[[Any], Any]],
-    divisible: bool,
+    build: Build,
 ) -> Callable[..., TokenisedDataset]:
     own = inspect.signature(author).parameters
     options = inspect.signature(kind).parameters
@@ -65,7 +79,7 @@ def _target(
         given = signature.bind(*positional, **named).arguments
         chosen = kind(**{name: value for name, value in given.items() if name in options})
         items = author(**{name: value for name, value in given.items() if name in own})
-        return build_dataset(items, writer(chosen), chosen, divisible)
+        return build(items, chosen)
 
     make.__signature__ = signature
     return make

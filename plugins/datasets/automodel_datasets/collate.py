@@ -35,8 +35,8 @@ def default_collater(
     Returns:
         `input_ids`, `labels`, `attention_mask` and `position_ids`, int64 of `[batch, sequence]`.
         Positions count from 0 at each sample's first token and are 0 on pads; a packed sample's
-        own, which begin again with each document, are kept. Numbers under other keys, such as
-        `sample_id`, become a tensor of `[batch]`; anything else a list.
+        own, which begin again with each document, are kept. Numbers under other keys become a
+        tensor of `[batch]`; anything else a list.
 
     Raises:
         UserError: `pad_to_multiple_of` is no length, or samples hold no tokens.

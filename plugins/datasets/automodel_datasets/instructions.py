@@ -2,63 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from collections.abc import Iterator, Mapping
 
 from automodel_core.errors import UserError
-from automodel_datasets.building import TokenisedDataset
-from automodel_datasets.question_answer import (
-    Example,
-    question_answer_dataset,
-    write_prompt,
-)
+from automodel_datasets.authoring import questions
+from automodel_datasets.building import Placed, placed
+from automodel_datasets.question_answer import Example, write_prompt
 from automodel_datasets.rows import Row, required_text, text_of
-from automodel_datasets.sources import load_rows
+from automodel_datasets.sources import load_rows_or_errors
 
 ROLES = ("context", "question", "answer")
 
 
+@questions
 def make_instruction_dataset(
-    tokenizer: PreTrainedTokenizerBase,
     path_or_dataset_id: str | list[str],
     column_mapping: dict[str, str],
     split: str = "train",
     name: str | None = None,
     limit_dataset_samples: int | None = None,
-    max_length: int | None = None,
-    model_config: PretrainedConfig | None = None,
-) -> TokenisedDataset:
+) -> Iterator[Placed[Example] | UserError]:
     """Questions and answers from JSONL, JSON, CSV or Parquet files, folders of them, or the Hub.
 
     Samples are formatted and supervised as `make_squad_dataset` does it. Every question and answer
-    must be text and not empty; a context may be empty or null.
+    must be text and not empty; a context may be empty or null, and is cut to keep within
+    max_length.
 
     Args:
-        tokenizer: The run's tokenizer.
         path_or_dataset_id: A file, a list of files, a folder, or a dataset on the Hub.
         column_mapping: Which columns hold the `context`, the `question` and the `answer`; context
             or question may be left out.
         split: Such as train, train[:1000] or train[10%:20%]. Files without a folder are all train.
         name: The configuration of a Hub dataset that has several.
         limit_dataset_samples: Use only this many rows of the split.
-        max_length: Tokens in the longest sample; by default what the model allows. The context is
-            cut to keep within it, never the answer.
-        model_config: Tells what the model allows.
 
     Raises:
         UserError: The data can't be had, a column is missing or a row is broken.
     """
     check_mapping(column_mapping)
-    rows = load_rows(
+    rows = load_rows_or_errors(
         path_or_dataset_id,
         split,
         argument="path_or_dataset_id",
         limit=limit_dataset_samples,
         name=name,
     )
-    examples = (mapped_example(row, column_mapping) for row in rows)
-    return question_answer_dataset(examples, tokenizer, max_length, model_config)
+    yield from placed(rows, lambda row: mapped_example(row, column_mapping))
 
 
 make_instruction_dataset.write_prompt = write_prompt  # see `Dataset` in the core's protocols

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from automodel_core.errors import UserError
-from automodel_core.protocols import IGNORE_INDEX, Dataset, Sample
+from automodel_core.protocols import Dataset, Sample
 
 
 class Mixture:
@@ -102,14 +102,6 @@ class Mixture:
     def source_of(self, index: int) -> str:
         """The name of the source that a sample is of."""
         return self.names[self.order[index]]
-
-    def learned_by_source(self, indices: Sequence[int]) -> dict[str, int]:
-        """Supervised tokens of these samples, by source."""
-        counts = dict.fromkeys(self.names, 0)
-        for index in indices:
-            labels = np.asarray(self[index]["labels"][1:])  # nothing predicts the first
-            counts[self.source_of(index)] += int((labels != IGNORE_INDEX).sum())
-        return counts
 
 
 def interleaved(counts: Sequence[int]) -> np.ndarray:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import attrs
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from automodel_core.errors import UserError
-from automodel_datasets.building import TokenisedDataset, chunks
+from automodel_datasets.building import BadRows, TokenisedDataset, chunks, written
 from automodel_datasets.chat import ChatTemplate
 from automodel_datasets.masking import SupervisedText, TokenisedText, require_offsets, tokenise
-from automodel_datasets.options import longest_input
+from automodel_datasets.options import Options
 from automodel_datasets.writing import own_bos
 
 
@@ -28,29 +29,24 @@ class Example:
 Format = Callable[[Example], SupervisedText]
 
 
-def question_answer_dataset(
-    examples: Iterable[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    model_config: PretrainedConfig | None,
-) -> TokenisedDataset:
+def question_answer_dataset(examples: Iterable[Any], options: Options) -> TokenisedDataset:
     """Format and tokenise examples: as a chat if the tokenizer has a chat template, else as text.
 
     Args:
-        examples: Read once.
-        tokenizer: A fast one.
-        max_length: Tokens in the longest sample. The context is cut to keep within it, never the
-            answer. By default what tokenizer and model allow.
-        model_config: Tells what the model allows.
+        examples: Read once. Each may be in a Placed; a UserError stands for a row that can't be
+            used.
+        options: Of this data set. The context is cut to keep within its limit, never the answer.
 
     Raises:
-        UserError: The tokenizer or its template can't be used.
+        UserError: The tokenizer or its template can't be used, or a row can't and isn't to be
+            skipped, or none is left.
     """
+    tokenizer, limit = options.tokenizer, options.limit
     require_offsets(tokenizer)
     write = chat_format(tokenizer) if tokenizer.chat_template else text_format(tokenizer)
-    limit = max_length or longest_input(tokenizer, model_config)
+    bad = BadRows(options.on_bad_row == "skip")
     samples, cut, too_long, unanswered = [], 0, 0, 0
-    for chunk in chunks(examples):
+    for chunk in chunks(written(examples, as_it_is, bad)):
         answered = [example for example in chunk if example.answer]
         unanswered += len(chunk) - len(answered)
         whole = tokenise(tokenizer, [write(example) for example in answered])
@@ -64,7 +60,14 @@ def question_answer_dataset(
         f"Contexts cut to keep within max_length, {limit} tokens": cut,
         f"Rows left out because even without a context they exceed {limit} tokens": too_long,
     }
-    return TokenisedDataset(samples, [f"{what}: {n}." for what, n in counts.items() if n])
+    notes = [*bad.notes(), *(f"{what}: {n}." for what, n in counts.items() if n)]
+    if bad.first and not samples:
+        raise UserError(f"No sample is left. {' '.join(notes)}", fix=bad.first.fix)
+    return TokenisedDataset(samples, notes)
+
+
+def as_it_is(example: Example) -> Example:
+    return example
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase) -> Format:

@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from collections.abc import Iterator
 
 from automodel_core.errors import UserError
-from automodel_datasets.building import TokenisedDataset
-from automodel_datasets.question_answer import (
-    Example,
-    question_answer_dataset,
-    write_prompt,
-)
+from automodel_datasets.authoring import questions
+from automodel_datasets.building import Placed, placed
+from automodel_datasets.question_answer import Example, write_prompt
 from automodel_datasets.rows import Row, required_text, text_of
-from automodel_datasets.sources import load_rows
+from automodel_datasets.sources import load_rows_or_errors
 
 
+@questions
 def make_squad_dataset(
-    tokenizer: PreTrainedTokenizerBase,
     dataset_name: str = "rajpurkar/squad",
     split: str = "train",
     limit_dataset_samples: int | None = None,
-    max_length: int | None = None,
-    model_config: PretrainedConfig | None = None,
-) -> TokenisedDataset:
+) -> Iterator[Placed[Example] | UserError]:
     """SQuAD, or any data with its columns `context`, `question` and `answers`.
 
     With a chat template, context and question are the user's message and the first answer is the
     assistant's. Without one, a sample reads `Context: ... Question: ... Answer: ...` and ends with
-    EOS. The answer and what ends it are supervised. Questions without an answer are left out.
+    EOS. The answer and what ends it are supervised. Questions without an answer are left out. The
+    context is cut to keep within max_length, never the answer.
 
     Args:
-        tokenizer: The run's tokenizer.
         dataset_name: A dataset on the Hub, a local folder, or a JSONL, JSON, CSV or Parquet file.
         split: Such as train, train[:1000] or train[10%:20%].
         limit_dataset_samples: Use only this many rows of the split.
-        max_length: Tokens in the longest sample; by default what the model allows. The context is
-            cut to keep within it, never the answer.
-        model_config: Tells what the model allows.
 
     Raises:
         UserError: The data can't be had or a row is broken.
     """
-    rows = load_rows(dataset_name, split, argument="dataset_name", limit=limit_dataset_samples)
-    return question_answer_dataset(map(squad_example, rows), tokenizer, max_length, model_config)
+    rows = load_rows_or_errors(
+        dataset_name, split, argument="dataset_name", limit=limit_dataset_samples
+    )
+    yield from placed(rows, squad_example)
 
 
 make_squad_dataset.write_prompt = write_prompt  # see `Dataset` in the core's protocols

@@ -32,11 +32,11 @@ def test_a_question_is_asked_as_in_training(automodel, model_folder, tmp_path, n
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     if name == "squad":
         section = {"_target_": name, "dataset_name": str(rows)}
-        dataset = make_squad_dataset(tokenizer, str(rows))
+        dataset = make_squad_dataset(str(rows), tokenizer=tokenizer)
     else:
         columns = {"question": "question", "answer": "a"}
         section = {"_target_": name, "path_or_dataset_id": str(rows), "column_mapping": columns}
-        dataset = make_instruction_dataset(tokenizer, str(rows), columns)
+        dataset = make_instruction_dataset(str(rows), columns, tokenizer=tokenizer)
     run = automodel(
         {
             "model": {"pretrained_model_name_or_path": str(model_folder)},

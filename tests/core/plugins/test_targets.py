@@ -6,6 +6,7 @@ import sys
 import attrs
 import pytest
 
+from automodel_core.arguments import NO_STREAMS
 from automodel_core.config.schema import DataLoader, RunConfig, Slot, Target
 from automodel_core.errors import UserError
 from automodel_core.registry import Registry
@@ -52,6 +53,8 @@ def section(**arguments):
          "did you mean `limit`?", "key"),
         ({"path": "x", "zzz": 3}, ("zzz",), "`mine` takes no argument `zzz`.",
          "it takes: path, tokenizer, limit, pair, child, seed", "key"),
+        ({"path": "x", "streaming": True}, ("streaming",), "`mine` takes no argument `streaming`.",
+         NO_STREAMS, "key"),
         ({}, (), "`mine` needs `path`.", "Where the rows are.", "key"),
         ({"path": 3}, ("path",), "`path` takes str, not this number.", "write it in quotes",
          "value"),

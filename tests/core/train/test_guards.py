@@ -11,7 +11,7 @@ from automodel_core.train.guards import Guards, LostUpdates, SpikeDetector, chec
 from automodel_core.train.metrics import StepMetrics
 from automodel_core.train.order import Layout
 
-METRICS = StepMetrics(1, 0, 2.0, 1.0, 1e-3, 10, 20, 100.0, 0.1, 0.1, 0.0, 0)
+METRICS = StepMetrics(1, 0, 2.0, 1.0, 1e-3, 10, 20, 0.9, 100.0, 0.1, 0.1, 0.0, 0)
 
 
 def guards(warnings=None, optimizer=None, *, batch_is_chosen=False, **settings):

@@ -12,9 +12,10 @@ from transformers import LlamaConfig
 from automodel_core.errors import UserError
 from automodel_core.places import locate
 from automodel_core.signatures import live_signature, read_signature
-from automodel_datasets.authoring import conversations, texts, tokens
+from automodel_datasets.authoring import conversations, questions, texts, tokens
 from automodel_datasets.building import Placed
 from automodel_datasets.messages import Conversation
+from automodel_datasets.question_answer import Example
 from automodel_datasets.writing import Completion
 from tests.plugins.datasets.styles import STYLES
 
@@ -83,6 +84,8 @@ BUILT_IN = [
     "text.make_text_dataset",
     "tokens.make_token_dataset",
     "hellaswag.make_hellaswag_dataset",
+    "squad.make_squad_dataset",
+    "instructions.make_instruction_dataset",
 ]
 
 
@@ -248,3 +251,25 @@ def test_a_length_that_learns_nothing_is_refused():
     with pytest.raises(UserError) as refused:
         lines(tokenizer=TOKENIZER, max_length=1)
     assert refused.value.argument == "max_length"
+
+
+def test_questions_are_a_chat_whose_context_is_cut_where_it_is_too_long():
+    broken = UserError("line 3 is broken")
+
+    @questions
+    def asked():
+        yield Example("It rains. " * 40, "Does it rain?", "Yes.")
+        yield Placed(Example("", "Does it?", ""), "line 2")
+        yield broken
+
+    with pytest.raises(UserError, match="line 3 is broken"):
+        asked(tokenizer=TOKENIZER)
+    (sample,) = data = asked(tokenizer=TOKENIZER, max_length=60, on_bad_row="skip")
+    assert len(sample["input_ids"]) <= 60
+    assert "It rains.\n\nDoes it rain?<|im_end|>" in text(sample)
+    assert learned(sample) == "Yes.<|im_end|>"
+    assert data.notes == [
+        "Bad rows skipped: 1. The first: line 3 is broken",
+        "Rows left out because they have no answer: 1.",
+        "Contexts cut to keep within max_length, 60 tokens: 1.",
+    ]

@@ -61,9 +61,9 @@ def test_a_tokenizer_without_a_pad_token_is_left_as_it_is():
 
 
 def test_other_keys_travel_along():
-    samples = [{**sample, "sample_id": i, "source": "a"} for i, sample in enumerate(SAMPLES)]
+    samples = [{**sample, "weight": i, "source": "a"} for i, sample in enumerate(SAMPLES)]
     batch = default_collater(samples)
-    assert batch["sample_id"].tolist() == [0, 1]
+    assert batch["weight"].tolist() == [0, 1]
     assert batch["source"] == ["a", "a"]
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from automodel_core.cli import main
 from automodel_core.errors import UserError
 from automodel_datasets.mixture import Mixture, interleaved
 
@@ -36,12 +37,6 @@ def test_weights_are_shares_of_the_samples():
     mixed = Mixture({"a": source(4, 1), "b": source(6, 2)}, weights={"a": 3, "b": 1}, samples=20)
     names = [mixed.source_of(i) for i in range(20)]
     assert (names.count("a"), names.count("b")) == (15, 5)
-
-
-def test_supervised_tokens_by_source():
-    mixed = Mixture({"a": source(2, 1), "b": source(2, 2)})
-    assert mixed.learned_by_source(range(4)) == {"a": 4, "b": 4}
-    assert mixed.learned_by_source([0]) in ({"a": 2, "b": 0}, {"a": 0, "b": 2})
 
 
 @pytest.mark.parametrize(
@@ -85,3 +80,45 @@ def test_a_run_on_a_mixture_logs_tokens_by_source_and_resumes(
         assert sum(by_source) == step["num_label_tokens"]
     automodel({**changes, "step_scheduler": {"max_steps": 2}}, folder="parts")
     assert automodel(changes, folder="parts").losses == whole.losses
+
+
+@pytest.mark.parametrize("packed", [0, 160])
+def test_the_share_learned_of_each_source_is_shown(
+    base_config, config_file, squad_folder, tmp_path, automodel, capsys, packed
+):
+    """In all forms of the report, and before a run: texts are learned but for their first token,
+    as the data sets by themselves are."""
+    del base_config["dataset"]
+    lines = [json.dumps({"text": f"The river runs {word}."}) for word in ("fast", "deep", "on")]
+    (tmp_path / "books.jsonl").write_text("\n".join(lines))
+    sources = {
+        "<asked>": {"_target_": "squad", "dataset_name": str(squad_folder), "split": "train"},
+        "books": {"_target_": "text", "path_or_dataset_id": str(tmp_path / "books.jsonl")},
+    }
+    packing = {"packed_sequence": {"packed_sequence_size": packed}}
+    changes = {"dataset": {"_target_": "mixture", "sources": sources}, **packing}
+
+    def report(changes: dict) -> dict:
+        assert main(["data", "show", config_file(changes, tmp_path / "run"), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["dataset"]
+
+    mixed = report(changes)
+    for name, section in sources.items():
+        alone = report({"dataset": section, **packing})
+        for figure in ("documents", "tokens", "supervised", "supervised_share"):
+            assert mixed["sources"][name][figure] == alone[figure], (name, figure)
+        assert alone["sources"] == {}
+    assert mixed["sources"]["books"]["supervised"] == mixed["sources"]["books"]["tokens"] - 3
+
+    page = tmp_path / "page.html"
+    config = config_file(changes, tmp_path / "run")
+    assert main(["data", "show", config, "--html", str(page)]) == 0
+    assert "<td>- &lt;asked&gt;</td>" in page.read_text()
+    main(["data", "show", config])
+    shares = {name: f"{each['supervised_share']:.1%}" for name, each in mixed["sources"].items()}
+    shown = capsys.readouterr().out.splitlines()
+    assert all(any(f"- {n}" in line and shares[n] in line for line in shown) for n in sources)
+
+    run = automodel({**changes, "step_scheduler": {"max_steps": 1}})
+    (learned,) = [line for line in run.out.splitlines() if line.startswith("  learned ")]
+    assert f"<asked> {shares['<asked>']}, books {shares['books']}" in learned

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from automodel_core.errors import UserError
-from automodel_datasets.question_answer import Example, longest_input, question_answer_dataset
+from automodel_datasets.options import Options, longest_input
+from automodel_datasets.question_answer import Example, question_answer_dataset
 from tests.plugins.datasets.styles import STYLES, Style
 
 BASE = Style(None, "", eos="<|endoftext|>", special=())
@@ -19,7 +20,8 @@ BASE_TOKENIZER = BASE.tokenizer()
 
 
 def build(examples, tokenizer=CHAT_TOKENIZER, max_length=None, model_config=None):
-    return question_answer_dataset(examples, tokenizer, max_length, model_config)
+    options = Options(tokenizer=tokenizer, model_config=model_config, max_length=max_length)
+    return question_answer_dataset(examples, options)
 
 
 def learned(tokenizer, sample):

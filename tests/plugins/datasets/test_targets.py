@@ -34,12 +34,12 @@ def learned(sample):
 
 
 def squad(tmp_path, *rows, **keys):
-    return make_squad_dataset(TOKENIZER, lines(tmp_path / "train.jsonl", *rows), **keys)
+    return make_squad_dataset(lines(tmp_path / "train.jsonl", *rows), tokenizer=TOKENIZER, **keys)
 
 
 def instructions(tmp_path, *rows, mapping=MAPPING, **keys):
     path = lines(tmp_path / "train.jsonl", *rows)
-    return make_instruction_dataset(TOKENIZER, path, mapping, **keys)
+    return make_instruction_dataset(path, mapping, tokenizer=TOKENIZER, **keys)
 
 
 def test_squad_asks_about_the_context_and_learns_the_first_answer(tmp_path):
@@ -131,3 +131,14 @@ def test_a_mapping_needs_an_answer_and_something_to_answer(tmp_path, mapping):
         instructions(tmp_path, {"a": "x", "b": "y"}, mapping=mapping)
     assert refused.value.argument == "column_mapping"
     assert "question: COLUMN, answer: COLUMN" in refused.value.fix
+
+
+def test_a_broken_row_is_skipped_and_counted_if_the_yaml_says_so(tmp_path):
+    first = "Bad rows skipped: 1. The first:"
+    broken = SQUAD_ROW | {"answers": None}
+    data = squad(tmp_path, broken, SQUAD_ROW, on_bad_row="skip")
+    assert len(data) == 1
+    assert data.notes[0].startswith(first)
+    assert "train.jsonl:1: `answers`" in data.notes[0]
+    with pytest.raises(UserError, match="No sample is left"):
+        squad(tmp_path, broken, on_bad_row="skip")
