@@ -80,7 +80,7 @@ def of_full_length(config: RunConfig) -> RunConfig:
     or the data set's `max_length`. Where it names neither, its own data tell."""
     length = config.packed_sequence.packed_sequence_size
     named = config.dataset.arguments.get("max_length")
-    return on_mock_data(config, length or (named if isinstance(named, int) else None))
+    return on_mock_data(config, length or (named if isinstance(named, int) else None), None)
 
 
 def examined(loaded: Loaded, config: RunConfig, as_json: bool) -> list[str]:
@@ -100,7 +100,8 @@ def examined(loaded: Loaded, config: RunConfig, as_json: bool) -> list[str]:
     done: list[Check] = []
 
     def show(check: Check) -> None:
-        check = attrs.evolve(check, message=loaded.redact(check.message))
+        said = {"message": loaded.redact(check.message), "fix": loaded.redact(check.fix)}
+        check = attrs.evolve(check, **said)
         done.append(check)
         if not as_json:
             show_check(check)

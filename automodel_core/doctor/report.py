@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+from typing import TYPE_CHECKING
 
-from automodel_core.doctor.checks import Check
 from automodel_core.doctor.facts import Facts
+
+if TYPE_CHECKING:  # checks need transformers, whose import takes seconds
+    from automodel_core.doctor.checks import Check
 
 
 def facts_as_text(found: Facts) -> str:
