@@ -32,6 +32,10 @@ COMMANDS = {
         "How fast a configuration trains here: tokens/s, MFU, memory, waits.",
         "bench:bench",
     ),
+    "doctor": (
+        "What a bug report needs of this machine; with a file, checks that it can run here.",
+        "doctor:doctor",
+    ),
     "chat": ("Talk to a model, a run or an adapter in the terminal.", "chat:chat"),
     "generate": ("Answer a file of prompts.", "generate:generate"),
     "list-plugins": ("What is installed, by whom, in what state.", "list_plugins:list_plugins"),
