@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import click
 
-from automodel_core.cli.telling import is_told, tell
 from automodel_core.config.report import ConfigError, render, render_user_error
 from automodel_core.errors import BAD_INPUT, FAILED, INTERRUPTED, UserError
+from automodel_core.telling import is_told, tell
 
 # Command -> what it does and where it is: `module:function`.
 COMMANDS = {
@@ -52,6 +52,7 @@ Exit codes:
   1   failed while running, or a bug
   2   bad input; nothing was started
   3   a guard stopped the run
+  4   a rank had stopped, or ranks waited for each other; the watchdog says which
   75  saved after a signal; run the same command again to go on
   130 interrupted for the third time, unsaved
 \b

@@ -21,9 +21,9 @@ from automodel_core.cli.launching import (
 from automodel_core.cli.loading import Loaded, load
 from automodel_core.cli.options import OVERRIDES, allowing, words
 from automodel_core.cli.run import check_by_importing, finished
-from automodel_core.cli.telling import is_told, let_the_cause_be_told
 from automodel_core.config.schema import Checkpoint, RunConfig
 from automodel_core.errors import DONE, FAILED, UserError
+from automodel_core.telling import is_told, let_the_cause_be_told
 
 if TYPE_CHECKING:
     from automodel_core.doctor.checks import Check

@@ -8,7 +8,6 @@ from typing import Any
 import attrs
 
 from automodel_core.cli.loading import Loaded
-from automodel_core.cli.telling import tell
 from automodel_core.config.document import Document, dotted, paths_below
 from automodel_core.config.report import COMMAND_LINE, render_user_error
 from automodel_core.config.schema import RunConfig, Slurm, Target
@@ -16,6 +15,7 @@ from automodel_core.config.secrets import literals, masked_words
 from automodel_core.config.variables import Variable
 from automodel_core.errors import ConfigPath, UserError
 from automodel_core.protocols import Job
+from automodel_core.telling import tell
 
 LAUNCHERS = "launchers"
 

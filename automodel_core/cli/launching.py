@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from automodel_core.cli.telling import TOLD
 from automodel_core.config.secrets import masked_words
 from automodel_core.errors import DONE, FAILED, INTERRUPTED, SAVED_AFTER_SIGNAL, UserError
+from automodel_core.telling import TOLD
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

@@ -24,13 +24,13 @@ from automodel_core.cli.launching import (
 )
 from automodel_core.cli.loading import Loaded, load
 from automodel_core.cli.options import OVERRIDES, allowing, words
-from automodel_core.cli.telling import let_the_cause_be_told, tell
 from automodel_core.config.effective import effective_tree
 from automodel_core.config.report import render, render_user_error
 from automodel_core.config.schema import RunConfig
 from automodel_core.config.secrets import masked_words
 from automodel_core.errors import DONE, FAILED, INTERRUPTED, GuardStop, SavedAfterSignal, UserError
 from automodel_core.records import HOOKS
+from automodel_core.telling import let_the_cause_be_told, tell
 from automodel_core.wording import did_you_mean
 
 

@@ -182,6 +182,12 @@ class DistEnv:
     timeout_minutes: float = key(
         "How long a collective may wait for the slowest rank.", default=10.0, at_least=0.1
     )
+    watchdog_seconds: float | None = key(
+        "After so long a rank that keeps others waiting is named, and one that has stopped ends "
+        "the run; none watches nobody.",
+        default=45.0,
+        at_least=1,
+    )
 
 
 @attrs.frozen(kw_only=True)

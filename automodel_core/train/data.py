@@ -217,6 +217,12 @@ class TrainingData:
     def sources(self) -> Sources:
         return Sources.of(self.dataset)
 
+    def under_way(self) -> list[int]:
+        """The numbers of this rank's samples in the step at the cursor; none before the first."""
+        group = self._order[self.cursor.samples : self.cursor.samples + self.layout.group]
+        mine = deal(group, self.layout) if len(group) else []
+        return members(self.dataset, [index for own in mine for index in own])
+
     def _epoch(self) -> Order:
         """The order of the epoch that the cursor is in."""
         epoch = self.cursor.epoch

@@ -57,13 +57,16 @@ def check_supervision(step: int, label_tokens: float) -> None:
         )
 
 
-def non_finite(metrics: StepMetrics, samples: Sequence[int]) -> str | None:
-    """What is NaN or infinite in a step, and the samples that it was taken on."""
+def non_finite(metrics: StepMetrics, samples: Sequence[int], at_fault: str) -> str | None:
+    """What is NaN or infinite in a step, the samples that it was taken on, and on which ranks."""
     for name, value in (("loss", metrics.loss), ("gradient norm", metrics.grad_norm)):
         if not math.isfinite(value):
             listed = ", ".join(map(str, samples[:SAMPLES_SHOWN]))
             more = ", ..." if len(samples) > SAMPLES_SHOWN else ""
-            return f"The {name} of step {metrics.step} is {value}. Its samples: {listed}{more}."
+            where = f", on {at_fault}" if at_fault else ""
+            return (
+                f"The {name} of step {metrics.step} is {value}{where}. Its samples: {listed}{more}."
+            )
     return None
 
 
@@ -188,16 +191,17 @@ class Guards:
         else:
             self._lost_shares[step] = self.lost_updates.measure(optimizer_step)
 
-    def after_step(self, metrics: StepMetrics, samples: Sequence[int]) -> None:
+    def after_step(self, metrics: StepMetrics, samples: Sequence[int], at_fault: str = "") -> None:
         """What the results of a step show.
 
         Args:
             metrics: The step's.
             samples: The numbers of its samples in the data set.
+            at_fault: The ranks whose loss isn't finite, where others' is.
         """
         overflow = self.loss_scaling and math.isfinite(metrics.loss)
         watched = self.settings.non_finite != "off" and not overflow
-        fault = non_finite(metrics, samples) if watched else None
+        fault = non_finite(metrics, samples, at_fault) if watched else None
         if fault and self.settings.non_finite == "stop":
             raise GuardStop(
                 "non_finite",

@@ -113,8 +113,9 @@ def gradients(run: Run, stop: StopRequest) -> tuple[Reading, torch.Tensor]:
     run.stop_agreed = bool(stopping)
     run.guards.before_step(run.step + 1, label_tokens)
     rates = set_learning_rates(run)
-    loss = accumulate_gradients(run.objective, micro_batches, label_tokens, run.scaler)
+    loss, not_finite = accumulate_gradients(run.objective, micro_batches, label_tokens, run.scaler)
     grad_norm = clip_gradients(run)
+    measured = torch.stack([loss, grad_norm.to(loss.device, non_blocking=True), *not_finite])
     reading = Reading(
         step=run.step + 1,
         epoch=data.epoch,
@@ -126,7 +127,7 @@ def gradients(run: Run, stop: StopRequest) -> tuple[Reading, torch.Tensor]:
         learned_by_source=dict(zip(data.learned_by_source, map(int, by_source), strict=True)),
         data_seconds=waited,
         recompiles=run.compilation.recompiles,
-        values=to_host(torch.stack([loss, grad_norm.to(loss.device, non_blocking=True)])),
+        values=to_host(measured),
         device=device,
         clock=clock,
     )
@@ -142,7 +143,7 @@ def report(run: Run, late: int) -> None:
         run.seconds["train"] += metrics.seconds
         run.seconds["data"] = run.seconds.get("data", 0.0) + metrics.data_seconds
         run.label_tokens += metrics.num_label_tokens
-        run.guards.after_step(metrics, reading.samples)
+        run.guards.after_step(metrics, reading.samples, reading.at_fault(run.world.size))
         if not run.world.is_main:
             continue
         record = attrs.asdict(metrics) | {

@@ -24,7 +24,7 @@ from automodel_core.errors import UserError
 START = """\
 import os, signal, sys, time
 from automodel_core import ranks
-from automodel_core.cli.telling import tell
+from automodel_core.telling import tell
 rank = ranks.rank()
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # a line at once
@@ -86,7 +86,7 @@ def test_what_every_rank_has_met_is_told_once(ended):
 def test_the_cause_is_told_and_not_how_the_others_noticed(ended):
     """The other rank even notices before the cause is told."""
     code, said = ended(
-        "from automodel_core.cli.telling import let_the_cause_be_told\n"
+        "from automodel_core.telling import let_the_cause_be_told\n"
         "from automodel_core.errors import FailedElsewhere\n"
         "if rank: time.sleep(1); tell('the cause'); sys.exit(1)\n"
         "let_the_cause_be_told(FailedElsewhere()); tell('noticed'); sys.exit(1)"

@@ -1,0 +1,82 @@
+"""What each rank of several has to say, in a file of its own: `logs/rank_N.log`."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import attrs
+
+from automodel_core.errors import GuardStop, SavedAfterSignal, UserError
+from automodel_core.train.run import Run
+
+LOGS = "logs"
+
+# How a run ends on purpose: the message says all.
+MEANT = (UserError, GuardStop, SavedAfterSignal)
+
+
+@attrs.frozen
+class Twice:
+    """A stream whose text goes to a file too; in all else it is the stream."""
+
+    stream: TextIO
+    file: TextIO
+
+    def write(self, text: str) -> int:
+        self.file.write(text)
+        self.file.flush()
+        return self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def rank_log(folder: Path, rank: int) -> Iterator[Path]:
+    """Within it, what this process prints goes to its file too, as does what an error or a crash of
+    the interpreter leaves. Rank 0's plan and progress are for the terminal alone.
+
+    Yields:
+        The file; a resumed run goes on with it.
+    """
+    path = folder / LOGS / f"rank_{rank}.log"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a", buffering=1) as file:
+        file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()}\n")
+        faulthandler.enable(file)
+        with contextlib.ExitStack() as streams:
+            streams.callback(faulthandler.disable)
+            streams.enter_context(contextlib.redirect_stderr(Twice(sys.stderr, file)))
+            if rank:
+                streams.enter_context(contextlib.redirect_stdout(Twice(sys.stdout, file)))
+            try:
+                yield path
+            except MEANT as error:
+                file.write(f"{type(error).__name__}: {error}\n")
+                raise
+            except Exception:
+                file.write(traceback.format_exc())
+                raise
+
+
+@contextlib.contextmanager
+def placed(run: Run, log: Path | None) -> Iterator[None]:
+    """An error from within it says at which step and on which samples, and where the log is."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, MEANT) and not run.world.alone:
+            samples = ", ".join(map(str, run.data.under_way())) or "none"
+            error.add_note(
+                f"Rank {run.world.rank} of {run.world.size} on {socket.gethostname()}, in step "
+                f"{run.step + 1}; its samples: {samples}.\nThe log of this rank: {log}"
+            )
+        raise

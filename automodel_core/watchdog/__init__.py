@@ -1,0 +1,1 @@
+"""Who keeps the other ranks waiting, found while they wait."""
