@@ -65,7 +65,7 @@ COLUMNS = {
     "8b-lora": Column("8b", "lora", 1, (("by hand", "unsloth"), ("Trainer + Liger",))),
     "1b-packed": Column("1b", "packed", 2, (("by hand", "Trainer + Liger"),), shortest=256),
 }
-CPU = ("by hand", "Trainer")
+CPU = ("by hand", "torchtitan + compile", "Trainer")
 SMOKE = {
     f"tiny-{kind}": Column("tiny", kind, 2, (CPU,), 64, 8 if kind == "packed" else 0)
     for kind in ("full", "lora", "packed")
@@ -231,13 +231,14 @@ def prepare(column: Column, folder: Path, options: argparse.Namespace) -> dict[s
         "step_scheduler": {"max_steps": 100_000},
         "optimizer": {"_target_": "adamw", "lr": RATE, "weight_decay": 0.0},
         "clip_grad_norm": CLIP,
-        "compile": True if column.shape != "tiny" else False,
+        "compile": column.shape != "tiny",
     }
     if column.kind == "lora":
         modules = [f"*.{each}" for each in TARGETS]
         lora = {"_target_": "lora", "dim": RANK, "alpha": ALPHA, "include_modules": modules}
         config["peft"] = lora
     if column.kind == "packed":
+        config["dataset"]["packed"] = True
         config["packed_sequence"] = {"packed_sequence_size": column.length}
     with file.open("w") as out:
         YAML(typ="safe").dump(config, out)

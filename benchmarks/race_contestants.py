@@ -168,6 +168,7 @@ def trainer(case: Case, gate: Gate) -> None:
 
 
 def with_trainer(case: Case, gate: Gate, liger: bool) -> None:
+    from race_rows import Rows
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
     if liger:
@@ -179,7 +180,8 @@ def with_trainer(case: Case, gate: Gate, liger: bool) -> None:
         lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS))
         model = get_peft_model(model, lora)
     arguments = TrainingArguments(**trainer_arguments(case), use_liger_kernel=liger)
-    race_trainer(Trainer, case, gate, model=model, args=arguments)
+    rows = Rows(case.rows, packed=case.kind == "packed")
+    race_trainer(Trainer, case, gate, rows, model=model, args=arguments)
 
 
 def unsloth(case: Case, gate: Gate) -> None:
@@ -187,6 +189,8 @@ def unsloth(case: Case, gate: Gate) -> None:
     os.environ["UNSLOTH_DISABLE_AUTO_PADDING_FREE"] = "1"
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     from unsloth import FastLanguageModel  # noqa: I001  before trl and transformers
+    from datasets import Dataset
+    from race_rows import Rows
     from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = FastLanguageModel.from_pretrained(
@@ -213,7 +217,17 @@ def unsloth(case: Case, gate: Gate) -> None:
         padding_free=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    race_trainer(SFTTrainer, case, gate, model=model, args=arguments, processing_class=tokenizer)
+    columns = Rows(case.rows, packed=False).columns
+    rows = Dataset.from_dict({name: list(each.numpy()) for name, each in columns.items()})
+    race_trainer(
+        SFTTrainer,
+        case,
+        gate,
+        rows.with_format("torch"),
+        model=model,
+        args=arguments,
+        processing_class=tokenizer,
+    )
 
 
 def trainer_arguments(case: Case) -> dict[str, Any]:
@@ -243,9 +257,9 @@ def trainer_arguments(case: Case) -> dict[str, Any]:
     }
 
 
-def race_trainer(kind: type, case: Case, gate: Gate, **given: Any) -> None:
+def race_trainer(kind: type, case: Case, gate: Gate, rows: Any, **given: Any) -> None:
     """Train with a Trainer whose steps pass the gate."""
-    from race_rows import Rows, stacked
+    from race_rows import stacked
     from transformers import TrainerCallback
 
     class AtGate(TrainerCallback):
@@ -256,7 +270,6 @@ def race_trainer(kind: type, case: Case, gate: Gate, **given: Any) -> None:
             gate.after(losses.pop())
 
     losses: list[torch.Tensor] = []
-    rows = Rows(case.rows, packed=case.kind == "packed")
     made = kind(train_dataset=rows, data_collator=stacked, callbacks=[AtGate()], **given)
     inner = made.training_step
 

@@ -1,4 +1,4 @@
-"""The contestants of `race.py` that are plain loops: one written by hand, and torchtitan's parts."""
+"""The contestants of `race.py` that are plain loops: one by hand, and torchtitan's parts."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def by_document(positions: torch.Tensor) -> BlockMask:
 
 
 def flex(module, query, key, value, mask, scaling=None, **_):
-    """Attention as transformers calls it: (rows, heads, length, head_dim) to (rows, length, ...)."""
+    """Attention as transformers calls it: (rows, heads, length, width) to (rows, length, ...)."""
     done = flex_attention(query, key, value, block_mask=mask, scale=scaling, enable_gqa=True)
     return done.transpose(1, 2).contiguous(), None
 

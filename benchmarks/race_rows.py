@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+
+from automodel_core.train.order import epoch_order
 
 IGNORED, MASKED = -100, 0.3
 
@@ -53,18 +56,26 @@ class Documents:
 
     Args:
         path: What `write_rows` wrote.
+        packed: Whether they will be packed, which looks at them in the order of the seed's first
+            epoch: they are dealt so that it meets them in the order of the file.
+        seed: The run's seed.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, packed: bool = False, seed: int = 0) -> None:
         stored = load_file(path)
         lengths = lengths_of(stored["positions"])
         self.ids = stored["ids"].flatten().split(lengths)
         self.labels = stored["labels"].flatten().split(lengths)
+        self.places = np.arange(len(lengths))
+        if packed:
+            looked_at = np.asarray(epoch_order(len(lengths), seed, 0, shuffle=True))
+            self.places[looked_at] = np.arange(len(lengths))
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
+    def __getitem__(self, number: int) -> dict[str, list[int]]:
+        index = self.places[number]
         return {
             "input_ids": self.ids[index].tolist(),
             "labels": self.labels[index].tolist(),
