@@ -65,7 +65,7 @@ COLUMNS = {
     "8b-lora": Column("8b", "lora", 1, (("by hand", "unsloth"), ("Trainer + Liger",))),
     "1b-packed": Column("1b", "packed", 2, (("by hand", "Trainer + Liger"),), shortest=256),
 }
-CPU = ("by hand", "torchtitan + compile", "Trainer")
+CPU = ("by hand", "Trainer")
 SMOKE = {
     f"tiny-{kind}": Column("tiny", kind, 2, (CPU,), 64, 8 if kind == "packed" else 0)
     for kind in ("full", "lora", "packed")
