@@ -159,7 +159,8 @@ def torchtitan(case: Case, gate: Gate) -> None:
         n_heads=llama.num_attention_heads,
         n_kv_heads=llama.num_key_value_heads,
         vocab_size=llama.vocab_size,
-        multiple_of=llama.intermediate_size,  # 8/3 of the width, rounded up to this
+        ffn_dim_multiplier=0.5,  # of 8/3 of the width, rounded up to a multiple of what it is
+        multiple_of=llama.intermediate_size,
         norm_eps=llama.rms_norm_eps,
         rope_theta=llama.rope_parameters["rope_theta"],
         rope_scaling_args=RoPEScalingArgs(scaling_factor=1.0),
