@@ -37,8 +37,12 @@ class WithLoss(nn.Module):
         self.model = model
 
     def forward(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        hidden, targets = hidden.flatten(0, 1), labels[:, 1:].flatten()
+        hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+        return self.loss(hidden, labels)
+
+    def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The mean over what is learned, of the base model's last hidden states."""
+        hidden, targets = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
         total = sum(
             checkpoint(self.chunk, some, wanted, use_reentrant=False)
             for some, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)

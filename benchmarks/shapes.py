@@ -47,7 +47,7 @@ KINDS = {
 
 def store(config: LlamaConfig, model: Path) -> None:
     """Random weights, drawn where that is quick."""
-    with torch.device("cuda"):
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(model)
 
 

@@ -71,6 +71,32 @@ def bench(
     Returns:
         The figures of this rank; rates are of all ranks together.
     """
+    with (
+        ready(config, context) as (run, phases),
+        profiled(profile_to, run, warmup + steps) as each_step,
+    ):
+        rows, readings = counted(run), []
+        mark = time.perf_counter()
+        for number in range(warmup + steps):
+            readings.append(optimizer_step(run, StopRequest()))
+            if not number:
+                readings[0].clock.seconds()  # waits for the device
+                phases["first step"] = time.perf_counter() - mark
+            each_step()
+        return figures(run, readings, rows, warmup, phases)
+
+
+@contextmanager
+def ready(config: RunConfig, context: RunContext) -> Iterator[tuple[Run, dict[str, float]]]:
+    """Load a configuration up to its first step.
+
+    Args:
+        config: As for `bench`.
+        context: As for a run.
+
+    Yields:
+        The run, and the seconds of each phase so far.
+    """
     config, started = only_training(config), time.perf_counter()
     console = Console(-1)
     with tempfile.TemporaryDirectory(prefix="automodel-bench-") as place:
@@ -84,16 +110,7 @@ def bench(
             layers = run.compilation.layers_of(run.model, deterministic=config.deterministic)
             training.enter_context(layers)
             run.model.train()
-            rows, readings = counted(run), []
-            each_step = training.enter_context(profiled(profile_to, run, warmup + steps))
-            mark = time.perf_counter()
-            for number in range(warmup + steps):
-                readings.append(optimizer_step(run, StopRequest()))
-                if not number:
-                    readings[0].clock.seconds()  # waits for the device
-                    phases["first step"] = time.perf_counter() - mark
-                each_step()
-            return figures(run, readings, rows, warmup, phases)
+            yield run, phases
 
 
 def only_training(config: RunConfig) -> RunConfig:

@@ -1,0 +1,310 @@
+"""One contestant of `race.py`, in a process of its own: it trains as many steps as it is told to.
+
+Reads commands as lines of JSON, {"steps": n}, and answers each with seconds and losses of its steps
+and its peak memory. Between commands it gives cached memory back, so that several contestants fit
+on one GPU; the first steps after that are slower, and `race.py` doesn't count them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TextIO
+
+import attrs
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+# What all contestants train with.
+RATE, CLIP = 1e-5, 1.0
+RANK, ALPHA, TARGETS = 8, 16, ("q_proj", "k_proj", "v_proj", "o_proj")
+
+Loss = torch.Tensor | Callable[[], float]
+
+
+@attrs.frozen
+class Case:
+    """What is to be trained.
+
+    Attributes:
+        model: A folder with configuration and weights.
+        rows: What `race_rows.write_rows` wrote.
+        kind: "full", "lora" or "packed".
+        batch: Rows of a step.
+        length: Tokens of a row.
+        yaml: The same for automodel.
+        scratch: A folder for whatever a contestant writes.
+    """
+
+    model: Path
+    rows: Path
+    kind: str
+    batch: int
+    length: int
+    yaml: Path
+    scratch: Path
+
+    @property
+    def on_gpu(self) -> bool:
+        return torch.cuda.is_available()
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.on_gpu else "cpu"
+
+
+class Gate:
+    """Lets steps through when told to, and times them from end to end without waiting in between.
+
+    Args:
+        commands: Where they come from.
+        replies: Where answers go.
+    """
+
+    def __init__(self, commands: TextIO, replies: TextIO) -> None:
+        self.commands, self.replies = commands, replies
+        self.left = 0
+        self.ends: list[Any] = []
+        self.losses: list[Loss] = []
+
+    def before(self) -> None:
+        """A step is about to begin: wait until it may. Exits when there are no more commands."""
+        if self.left:
+            return
+        if self.ends:
+            self.reply()
+        line = self.commands.readline()
+        if not line:
+            os._exit(0)
+        self.left, self.losses = json.loads(line)["steps"], []
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self.ends = [now()]
+
+    def after(self, loss: Loss) -> None:
+        """A step's work has all been asked for."""
+        self.losses.append(loss)
+        self.ends.append(now())
+        self.left -= 1
+
+    def reply(self) -> None:
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.synchronize()
+        found = {
+            "seconds": [between(a, b) for a, b in pairwise(self.ends)],
+            "losses": [float(each() if callable(each) else each) for each in self.losses],
+            "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0,
+        }
+        self.losses = []
+        gc.collect()
+        if on_gpu:
+            torch.cuda.empty_cache()
+        print(json.dumps(found), file=self.replies, flush=True)
+
+
+def now() -> Any:
+    """A mark in the device's work."""
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def between(a: Any, b: Any) -> float:
+    return a.elapsed_time(b) / 1000 if hasattr(a, "elapsed_time") else b - a
+
+
+def automodel(case: Case, gate: Gate) -> None:
+    """Ours, from a YAML file."""
+    from automodel_core.bench.measuring import ready
+    from automodel_core.cli.loading import load
+    from automodel_core.train.build import no_hooks
+    from automodel_core.train.context import RunContext
+    from automodel_core.train.loop import optimizer_step
+    from automodel_core.train.signals import StopRequest
+
+    loaded = load([str(case.yaml)], allow=["race_rows."], strict=True)
+    context = RunContext(targets=loaded.targets, hooks=no_hooks(), effective={})
+    with ready(loaded.require(), context) as (run, _):
+        while True:
+            gate.before()
+            reading = optimizer_step(run, StopRequest())
+            gate.after(lambda each=reading: each.metrics().loss)
+
+
+def by_hand(case: Case, gate: Gate) -> None:
+    """The loop that somebody would write for this model alone."""
+    import race_loops
+
+    race_loops.by_hand(case, gate)
+
+
+def torchtitan(case: Case, gate: Gate) -> None:
+    """torchtitan's model, compiled layers and loss, in a bare loop."""
+    import race_loops
+
+    race_loops.torchtitan(case, gate)
+
+
+def trainer_liger(case: Case, gate: Gate) -> None:
+    """transformers' Trainer with Liger's kernels."""
+    with_trainer(case, gate, liger=True)
+
+
+def trainer(case: Case, gate: Gate) -> None:
+    """transformers' Trainer."""
+    with_trainer(case, gate, liger=False)
+
+
+def with_trainer(case: Case, gate: Gate, liger: bool) -> None:
+    from race_rows import Rows
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    if liger:
+        import liger_kernel.transformers  # noqa: F401  fails here and not in the middle
+    model = AutoModelForCausalLM.from_pretrained(case.model, dtype=torch.bfloat16)
+    if case.kind == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS))
+        model = get_peft_model(model, lora)
+    arguments = TrainingArguments(**trainer_arguments(case), use_liger_kernel=liger)
+    rows = Rows(case.rows, packed=case.kind == "packed")
+    race_trainer(Trainer, case, gate, rows, model=model, args=arguments)
+
+
+def unsloth(case: Case, gate: Gate) -> None:
+    """unsloth without what makes it slower here: accumulation, checkpointing, padding-free rows."""
+    os.environ["UNSLOTH_DISABLE_AUTO_PADDING_FREE"] = "1"
+    os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
+    from unsloth import FastLanguageModel  # noqa: I001  before trl and transformers
+    from datasets import Dataset
+    from race_rows import Rows
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(case.model),
+        max_seq_length=case.length,
+        dtype=torch.bfloat16,
+        load_in_4bit=False,
+        full_finetuning=case.kind != "lora",
+        use_gradient_checkpointing=False,
+    )
+    if case.kind == "lora":
+        model = FastLanguageModel.get_peft_model(
+            model,
+            r=RANK,
+            lora_alpha=ALPHA,
+            lora_dropout=0,
+            target_modules=list(TARGETS),
+            use_gradient_checkpointing=False,
+        )
+    arguments = SFTConfig(
+        **trainer_arguments(case),
+        max_length=case.length,
+        packing=False,
+        padding_free=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    columns = Rows(case.rows, packed=False).columns
+    rows = Dataset.from_dict({name: list(each.numpy()) for name, each in columns.items()})
+    race_trainer(
+        SFTTrainer,
+        case,
+        gate,
+        rows.with_format("torch"),
+        model=model,
+        args=arguments,
+        processing_class=tokenizer,
+    )
+
+
+def trainer_arguments(case: Case) -> dict[str, Any]:
+    """What a Trainer is told, whoever's it is."""
+    return {
+        "output_dir": str(case.scratch),
+        "per_device_train_batch_size": case.batch,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "max_steps": 1_000_000,
+        "learning_rate": RATE,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": CLIP,
+        "optim": "adamw_torch_fused",
+        "bf16": True,
+        "use_cpu": not case.on_gpu,
+        "train_sampling_strategy": "sequential",
+        "remove_unused_columns": False,
+        "dataloader_num_workers": 2,
+        "dataloader_pin_memory": case.on_gpu,
+        "save_strategy": "no",
+        "logging_steps": 1_000_000,
+        "logging_nan_inf_filter": False,  # looks at every loss, and so waits for it
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def race_trainer(kind: type, case: Case, gate: Gate, rows: Any, **given: Any) -> None:
+    """Train with a Trainer whose steps pass the gate."""
+    from race_rows import stacked
+    from transformers import TrainerCallback
+
+    class AtGate(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            gate.before()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            gate.after(losses.pop())
+
+    losses: list[torch.Tensor] = []
+    made = kind(train_dataset=rows, data_collator=stacked, callbacks=[AtGate()], **given)
+    inner = made.training_step
+
+    def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+        losses.append(inner(*args, **kwargs).detach())
+        return losses[-1]
+
+    made.training_step = training_step
+    made.train()
+
+
+CONTESTANTS = {
+    "automodel": automodel,
+    "by hand": by_hand,
+    "torchtitan + compile": torchtitan,
+    "unsloth": unsloth,
+    "Trainer + Liger": trainer_liger,
+    "Trainer": trainer,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("name", choices=CONTESTANTS)
+    parser.add_argument("case", help="a Case as JSON")
+    options = parser.parse_args()
+    told = json.loads(options.case)
+    for name in ("model", "rows", "yaml", "scratch"):
+        told[name] = Path(told[name])
+    # Libraries print; their words go where errors go.
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    torch.manual_seed(0)
+    CONTESTANTS[options.name](Case(**told), Gate(sys.stdin, replies))
+
+
+if __name__ == "__main__":
+    main()
