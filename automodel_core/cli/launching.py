@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1")
 PATIENCE = 3
 
+# How a process ends that was in C or C++; Python writes its stack to the rank's log.
+CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV")
+
 # What the names of the runs begin with that are launched here.
 NAME = "automodel-"
 
@@ -227,7 +230,8 @@ def ending(failure: ProcessFailure) -> str:
         return f"ended with exit code {failure.exitcode} and didn't say why"
     name = failure.signal_name()
     memory = ", as the system does when memory runs out" if name == "SIGKILL" else ""
-    return f"was ended by {name}{memory}"
+    log = "; its log in the run's folder, logs/, has the stack" if name in CRASHES else ""
+    return f"was ended by {name}{memory}{log}"
 
 
 class Forwarding:

@@ -31,8 +31,8 @@ BACKWARD = "torch/autograd/graph.py"
 # Who waits uses no more of a processor than this.
 IDLE = 0.05
 
-# Frames of a stack, and samples of a step, that are told.
-FRAMES, SAMPLES = 24, 16
+# Innermost frames of a stack, and samples of a step, that are told.
+FRAMES, SAMPLES = 12, 16
 
 
 @attrs.frozen(kw_only=True)

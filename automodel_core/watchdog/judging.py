@@ -53,6 +53,8 @@ def judge(seen: Mapping[int, Seen], patience: float) -> Finding | None:
         return None
     seconds = max(seen[rank].beat.waiting for rank in waiting)
     late = tuple(rank for rank, each in seen.items() if not each.beat.waiting)
+    if any(seen[rank].silent >= patience / 3 for rank in late):
+        return None  # it will answer, or be seen to have stopped
     if late:
         return Finding("lagging", late, seconds, len(waiting))
     idle = all(min(each.beat.waiting, each.beat.idle) >= patience for each in seen.values())

@@ -34,6 +34,11 @@ def test_a_rank_lags_if_another_waits_for_it_and_it_waits_for_nobody():
     assert (found.kind, found.ranks, found.seconds, found.waiting) == ("lagging", (1,), 47, 2)
 
 
+def test_who_stops_answering_isnt_called_late_before_it_is_called_stopped():
+    ranks = {0: seen(waiting=46), 1: seen(silent=20)}
+    assert judge(ranks, PATIENCE) is None
+
+
 def test_ranks_are_deadlocked_if_all_wait_and_nothing_moves_on_any():
     both = {0: seen(waiting=46, idle=46), 1: seen(waiting=50, idle=48)}
     assert judge(both, PATIENCE).kind == "deadlock"
