@@ -60,7 +60,7 @@ def losses(name: str, manager: str | None, sightless: tuple[int, ...] = ()) -> l
             for i in range(0, len(rows), BATCH)
         ]
         (tokens,) = world.sum([sum(batch.label_tokens for batch in batches)])
-        found.append(accumulate_gradients(whole, batches, tokens, scaler).item())
+        found.append(accumulate_gradients(whole, batches, tokens, scaler)[0].item())
         optimizer.step()
         optimizer.zero_grad()
     return [*found, evaluate(whole, batches)[0]]
