@@ -14,6 +14,9 @@ from automodel_core.errors import FailedElsewhere
 # The name of the file that the first process to tell leaves for the others.
 TOLD = "told"
 
+# The name of the file that a process leaves for its launcher, should it be killed.
+WHEREABOUTS = "whereabouts"
+
 # Seconds that the cause has to be told, or torchrun to end the others, before its effects are told.
 AFTER_THE_CAUSE = 3.0
 
@@ -40,6 +43,12 @@ def is_told() -> bool:
     except OSError:  # the folder is gone; twice is better than never
         return False
     return False
+
+
+def beside_error_file(name: str) -> Path | None:
+    """A file of this process alone that its launcher can read; None without a launcher."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(error_file).with_name(name) if error_file else None
 
 
 def let_the_cause_be_told(error: Exception) -> None:

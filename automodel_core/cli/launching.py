@@ -24,7 +24,7 @@ import click
 
 from automodel_core.config.secrets import masked_words
 from automodel_core.errors import DONE, FAILED, INTERRUPTED, SAVED_AFTER_SIGNAL, UserError
-from automodel_core.telling import TOLD
+from automodel_core.telling import TOLD, WHEREABOUTS
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -190,6 +190,8 @@ def launch(processes: int, command: Sequence[str], meeting: Meeting = ALONE) -> 
             if not any(Path(folder).rglob(TOLD)):
                 everywhere = processes * meeting.nodes
                 click.echo(f"Rank {rank} of {everywhere} {ending(failure)}.", err=True)
+                for seen in Path(folder).rglob(f"{failure.local_rank}/{WHEREABOUTS}"):
+                    click.echo(f"    Last seen: {seen.read_text()}", err=True)
             codes = {each.exitcode for each in error.failures.values()}
             return SAVED_AFTER_SIGNAL if SAVED_AFTER_SIGNAL in codes else exit_code(failure)
         except RendezvousError as error:
@@ -230,7 +232,7 @@ def ending(failure: ProcessFailure) -> str:
         return f"ended with exit code {failure.exitcode} and didn't say why"
     name = failure.signal_name()
     memory = ", as the system does when memory runs out" if name == "SIGKILL" else ""
-    log = "; its log in the run's folder, logs/, has the stack" if name in CRASHES else ""
+    log = "; its log has the stack" if name in CRASHES else ""
     return f"was ended by {name}{memory}{log}"
 
 

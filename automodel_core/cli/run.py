@@ -111,6 +111,7 @@ def run(
         verbosity=-1 if quiet else verbose,
         command=shlex.join(["automodel", "run", *masked_words(words)]),
         place=loaded.document.wrote,
+        redact=loaded.redact,
         allowed=[attrs.asdict(each) for each in loaded.targets.trust.allowed],
     )
     return finished(lambda: fine_tune(config, context), loaded)

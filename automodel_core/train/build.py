@@ -103,7 +103,9 @@ def whole_run(config: RunConfig, context: RunContext, stop: StopRequest) -> Path
             check_alike(world, facts(context))
             folder, checkpoint = (each and Path(each) for each in world.from_main(place))
             with (
-                nullcontext() if world.alone else rank_log(folder, world.rank) as log,
+                nullcontext()
+                if world.alone
+                else rank_log(folder, world.rank, context.redact) as log,
                 getattr(prepared.source, "running", nullcontext)(),
             ):
                 if is_main:

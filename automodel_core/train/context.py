@@ -35,6 +35,7 @@ class RunContext:
         verbosity: -1 quiet, 0 normal, 1 and more verbose.
         command: The command that goes on with this run.
         place: Called with a config path; returns where that value was written, if anywhere.
+        redact: Takes the configuration's secrets out of a text.
         allowed: What the reader let the YAML name, and where; the run folder records it.
     """
 
@@ -47,6 +48,7 @@ class RunContext:
     verbosity: int = 0
     command: str = "automodel run"
     place: Callable[[ConfigPath], Any] = lambda path: None
+    redact: Callable[[str], str] = str
     allowed: list[dict[str, str]] = attrs.field(factory=list)
 
     @property

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,11 +28,10 @@ class Twice:
     """A stream whose text goes to a file too; in all else it is the stream."""
 
     stream: TextIO
-    file: TextIO
+    log: Callable[[str], None]
 
     def write(self, text: str) -> int:
-        self.file.write(text)
-        self.file.flush()
+        self.log(text)
         return self.stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -40,9 +39,14 @@ class Twice:
 
 
 @contextlib.contextmanager
-def rank_log(folder: Path, rank: int) -> Iterator[Path]:
+def rank_log(folder: Path, rank: int, redact: Callable[[str], str]) -> Iterator[Path]:
     """Within it, what this process prints goes to its file too, as does what an error or a crash of
     the interpreter leaves. Rank 0's plan and progress are for the terminal alone.
+
+    Args:
+        folder: The run's.
+        rank: This process's.
+        redact: Takes secrets out of a text.
 
     Yields:
         The file; a resumed run goes on with it.
@@ -50,20 +54,26 @@ def rank_log(folder: Path, rank: int) -> Iterator[Path]:
     path = folder / LOGS / f"rank_{rank}.log"
     path.parent.mkdir(exist_ok=True)
     with path.open("a", buffering=1) as file:
-        file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()}\n")
+
+        def log(text: str) -> None:
+            with contextlib.suppress(OSError):  # a full disk is an error where it loses something
+                file.write(redact(text))
+                file.flush()
+
+        log(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()}\n")
         faulthandler.enable(file)
         with contextlib.ExitStack() as streams:
             streams.callback(faulthandler.disable)
-            streams.enter_context(contextlib.redirect_stderr(Twice(sys.stderr, file)))
+            streams.enter_context(contextlib.redirect_stderr(Twice(sys.stderr, log)))
             if rank:
-                streams.enter_context(contextlib.redirect_stdout(Twice(sys.stdout, file)))
+                streams.enter_context(contextlib.redirect_stdout(Twice(sys.stdout, log)))
             try:
                 yield path
             except MEANT as error:
-                file.write(f"{type(error).__name__}: {error}\n")
+                log(f"{type(error).__name__}: {error}\n")
                 raise
             except Exception:
-                file.write(traceback.format_exc())
+                log(traceback.format_exc())
                 raise
 
 

@@ -9,7 +9,7 @@ from functools import partial
 
 import click
 
-from automodel_core.telling import tell
+from automodel_core.telling import WHEREABOUTS, beside_error_file, tell
 from automodel_core.train.rank_log import LOGS
 from automodel_core.train.run import Run
 from automodel_core.train.status import Status, write_status
@@ -43,6 +43,7 @@ def watched(run: Run, command: str) -> Iterator[None]:
         logs=str(run.folder / LOGS),
         say=partial(click.echo, err=True),
         last_words=last_words,
+        aside=beside_error_file(WHEREABOUTS),
     )
     with watchdog.watching():
         yield

@@ -28,8 +28,9 @@ COLLECTIVES = (
 )
 BACKWARD = "torch/autograd/graph.py"
 
-# Who waits uses no more of a processor than this.
-IDLE = 0.05
+# Who waits uses no more of a processor than this, and reads and writes no more than so many bytes
+# between two beats (the watchdog itself sends some).
+IDLE, TALK = 0.05, 2**20
 
 # Innermost frames of a stack, and samples of a step, that are told.
 FRAMES, SAMPLES = 12, 16
@@ -46,7 +47,7 @@ class Beat:
         step: The optimizer step under way.
         samples: The numbers of this rank's samples in it.
         waiting: Seconds in one and the same wait for other ranks; 0 if it isn't in one.
-        idle: Seconds in which no thread of the process has computed.
+        idle: Seconds in which no thread of the process has computed, read or written.
         stack: Where its training thread stands, the innermost call last.
     """
 
@@ -84,14 +85,16 @@ class Pulse:
     _idle_since: float = attrs.field(factory=time.monotonic)
     _read: float = attrs.field(factory=time.monotonic)
     _used: tuple[float, float] = (0.0, 0.0)
+    _moved: int = 0
 
     def beat(self) -> Beat:
         """How things stand now."""
         now, used = time.monotonic(), (thread_seconds(self.thread), time.process_time())
         allowed = IDLE * (now - self._read)
         thread_idle, all_idle = (u - v <= allowed for u, v in zip(used, self._used, strict=True))
-        self._read, self._used = now, used
-        if not all_idle:
+        moved, before = bytes_moved(), self._moved
+        self._read, self._used, self._moved = now, used, moved
+        if not all_idle or moved - before > TALK:
             self._idle_since = now
         step, samples = self.under_way()
         frames = frames_of(self.thread)
@@ -140,3 +143,12 @@ def thread_seconds(thread: threading.Thread) -> float:
     if not hasattr(time, "pthread_getcpuclockid"):
         return time.process_time()
     return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+
+
+def bytes_moved() -> int:
+    """What this process has read and written, files and pipes; 0 where the system doesn't tell."""
+    try:
+        counters = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in counters if line.startswith(("rchar", "wchar")))

@@ -28,12 +28,14 @@ class Finding:
         ranks: Those at fault.
         seconds: For how long.
         waiting: How many ranks wait for them.
+        idle: For how long those at fault have neither computed, read nor written, at least.
     """
 
     kind: Literal["stopped", "lagging", "deadlock"]
     ranks: tuple[int, ...]
     seconds: float
     waiting: int
+    idle: float = 0.0
 
 
 def judge(seen: Mapping[int, Seen], patience: float) -> Finding | None:
@@ -56,7 +58,8 @@ def judge(seen: Mapping[int, Seen], patience: float) -> Finding | None:
     if any(seen[rank].silent >= patience / 3 for rank in late):
         return None  # it will answer, or be seen to have stopped
     if late:
-        return Finding("lagging", late, seconds, len(waiting))
+        still = min(seen[rank].beat.idle for rank in late)
+        return Finding("lagging", late, seconds, len(waiting), still)
     idle = all(min(each.beat.waiting, each.beat.idle) >= patience for each in seen.values())
     return Finding("deadlock", tuple(seen), seconds, len(waiting)) if idle else None
 
@@ -72,14 +75,19 @@ def told(finding: Finding, seen: Mapping[int, Seen], logs: str) -> str:
     lines = [HEADINGS[finding.kind].format(seconds=finding.seconds, waiting=finding.waiting)]
     for rank in finding.ranks:
         beat = seen[rank].beat
-        samples = ", ".join(map(str, beat.samples)) or "none yet"
-        lines.append(
-            f"  rank {rank} on {beat.host} (process {beat.pid}): step {beat.step}, samples "
-            f"{samples}; log {logs}/rank_{rank}.log"
-        )
+        lines.append(f"  {whereabouts(rank, beat, logs)}")
         where = "stood here when it last answered" if finding.kind == "stopped" else "stands here"
         lines += [f"    it {where}, the innermost call last:", *(f"      {x}" for x in beat.stack)]
     return "\n".join(lines)
+
+
+def whereabouts(rank: int, beat: Beat, logs: str) -> str:
+    """Where a rank is and what it is at, in a line."""
+    samples = ", ".join(map(str, beat.samples)) or "none yet"
+    return (
+        f"rank {rank} on {beat.host} (process {beat.pid}): step {beat.step}, samples {samples}; "
+        f"log {logs}/rank_{rank}.log"
+    )
 
 
 HEADINGS = {

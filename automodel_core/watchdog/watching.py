@@ -15,17 +15,23 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import attrs
 import torch.distributed as dist
 
 from automodel_core.errors import STUCK
 from automodel_core.watchdog.beats import Beat, Pulse
-from automodel_core.watchdog.judging import Finding, Seen, judge, told
+from automodel_core.watchdog.judging import Finding, Seen, judge, told, whereabouts
 
 # Beats in a rank's patience.
 BEATS = 9
 VERDICT = "verdict"
+WORKS = "It computes, reads or writes; the run goes on."
+ORPHANED = (
+    "Watchdog: the launcher, or whoever kept the ranks' store, is gone. The run can't go on and is "
+    "ended, with exit code {code}."
+)
 
 
 @attrs.define(kw_only=True)
@@ -33,8 +39,8 @@ class Watchdog:
     """Tells, judges, and ends the run if it can't go on.
 
     The first rank that answers speaks: rank 0 reads all beats, the others only those before theirs.
-    What lags is named once; what has stopped, or waits for nobody, ends the run at once, and
-    what lags ends it when the wait has lasted `limit` seconds.
+    Who lags is named once. Ranks that have stopped, or wait for each other, end the run at once;
+    one that lags does when others have waited `limit` seconds, if it is idle meanwhile.
 
     Attributes:
         rank: This process's.
@@ -46,6 +52,7 @@ class Watchdog:
         logs: Where each rank's log lies.
         say: Prints a line to the terminal.
         last_words: Called with what ended the run, before the process ends.
+        aside: A file for this rank's whereabouts, if the launcher has a place for it.
     """
 
     rank: int
@@ -57,6 +64,7 @@ class Watchdog:
     logs: str
     say: Callable[[str], None]
     last_words: Callable[[str], None]
+    aside: Path | None = None
     _heard: dict[int, tuple[bytes, float]] = attrs.field(factory=dict)
     _named: Finding | None = None
     _over: threading.Event = attrs.field(factory=threading.Event)
@@ -74,9 +82,9 @@ class Watchdog:
             thread.join()
 
     def _watch(self) -> None:
-        """Until the training is over, or the store is gone with the launcher that kept it."""
+        """Until the training is over."""
         interval = self.patience / BEATS
-        with contextlib.suppress(dist.DistError):
+        try:
             before = time.monotonic()
             while not self._over.wait(interval):
                 now = time.monotonic()
@@ -85,6 +93,10 @@ class Watchdog:
                 before = now
                 self.beat()
             self.store.set(str(self.rank), b"")
+        except dist.DistError:
+            # At the end of a run whoever keeps the store may be done a moment before the others.
+            if not self._over.wait(self.patience):
+                self._end(ORPHANED.format(code=STUCK))
 
     def beat(self) -> None:
         """Tell how this rank is, hear a verdict, and look after the others if it is its turn."""
@@ -95,7 +107,12 @@ class Watchdog:
             self._look()
 
     def _tell(self) -> None:
-        self.store.set(str(self.rank), self.pulse.beat().to_json())
+        """To the other ranks; and to the launcher, for the case that this process is killed."""
+        beat = self.pulse.beat()
+        self.store.set(str(self.rank), beat.to_json())
+        if self.aside is not None:
+            with contextlib.suppress(OSError):
+                self.aside.write_text(whereabouts(self.rank, beat, self.logs))
 
     def _speaks(self) -> bool:
         """Whether no rank before this one answers; one that is done does."""
@@ -126,14 +143,18 @@ class Watchdog:
             self._named = None
             return
         text = told(finding, seen, self.logs)
-        if finding.kind != "lagging" or finding.seconds >= self.limit:
+        busy = finding.kind == "lagging" and finding.idle < self.patience
+        if finding.kind != "lagging" or (finding.seconds >= self.limit and not busy):
             verdict = f"{text}\nThe run can't go on and is ended, with exit code {STUCK}."
             self.store.set(VERDICT, verdict)
             wake([seen[rank].beat for rank in finding.ranks] if finding.kind == "stopped" else [])
             self._end(verdict)
         if self._named is None or self._named.ranks != finding.ranks:
             self._named = finding
-            self.say(f"{text}\n  The run is ended if it lasts {self.limit:.0f} s.")
+            end = f"The run is ended if that lasts {self.limit:.0f} s."
+            self.say(
+                f"{text}\n  {'It computes, reads or writes; the run goes on.' if busy else end}"
+            )
 
     def _end(self, verdict: str) -> None:
         """End this process: its training thread may never return from where it stands."""

@@ -4,11 +4,13 @@ import threading
 import time
 
 import pytest
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
 from automodel_core.watchdog.beats import Beat, Pulse
 from automodel_core.watchdog.judging import Seen, judge, told
+from automodel_core.watchdog.watching import Watchdog
 
 PATIENCE = 45.0
 
@@ -101,3 +103,19 @@ def test_a_thread_outside_of_collectives_waits_for_nobody(paced, work):
 def test_a_beat_is_read_as_it_was_told():
     beat = Pulse(lambda: (1, [3])).beat()
     assert Beat.from_json(beat.to_json()) == beat
+
+
+def test_a_rank_that_works_is_not_ended_however_long_the_others_have_waited():
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    said, ended = [], []
+    watchdog = Watchdog(
+        rank=0, size=2, store=store, pulse=Pulse(lambda: (1, [3])), patience=9.0, limit=100.0,
+        logs="logs", say=said.append, last_words=ended.append,
+    )  # fmt: skip
+    store.set("1", seen(waiting=1000.0, idle=1000.0).beat.to_json())
+    watchdog.beat()
+    watchdog.beat()
+    assert not ended
+    assert len(said) == 1, "named once"
+    assert "rank 0 on" in said[0]
+    assert said[0].endswith("It computes, reads or writes; the run goes on.")

@@ -126,6 +126,30 @@ def test_a_loader_that_hangs_ends_the_run_when_its_time_is_over(ending):
 
 
 @pytest.mark.slow
+def test_a_rank_that_works_is_named_and_goes_on(ending):
+    ended = ending(in_the_loss("work"), DAWDLE="9")
+    assert ended.done.code == 0, ended.out
+    assert "It computes, reads or writes; the run goes on." in ended.out
+
+
+@pytest.mark.slow
+def test_without_their_launcher_ranks_say_so_and_end(ending):
+    ended = ending(in_the_loss("kill the launcher"), DAWDLE="20")
+    logs = ended.log(0) + ended.log(1)
+    assert logs.count("the launcher, or whoever kept the ranks' store, is gone") == 1
+    assert ended.seconds < 60
+
+
+@pytest.mark.slow
+def test_no_secret_of_the_configuration_is_in_a_log(ending):
+    secret = {"wandb": {"enable": False, "api_key": "${SECRET_TOKEN}"}}
+    ended = ending({**in_the_loss("say the secret"), **secret}, SECRET_TOKEN="tell-nobody-4711")
+    assert ended.done.code == 1, ended.out
+    assert "the token was" in ended.log(1)
+    assert "tell-nobody-4711" not in ended.out + ended.log(0) + ended.log(1)
+
+
+@pytest.mark.slow
 def test_ranks_that_wait_for_each_other_are_both_named_with_their_stacks(ending):
     ended = ending(in_the_loss("wait for nobody"))
     assert ended.done.code == 4, ended.out
@@ -155,6 +179,7 @@ def test_a_killed_rank_is_named(ending):
     ended = ending(in_the_loss("kill"))
     assert ended.done.code == 128 + signal.SIGKILL, ended.out
     assert "Rank 1 of 2 was ended by SIGKILL" in ended.out
+    assert re.search(r"Last seen: rank 1 on .*: step \d, samples .*logs/rank_1.log", ended.out)
     assert "Traceback" not in ended.out
 
 
