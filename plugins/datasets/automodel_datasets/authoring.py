@@ -17,6 +17,7 @@ from typing import Any
 
 from automodel_core.protocols import WithOptions
 from automodel_datasets.building import TokenisedDataset, build_dataset
+from automodel_datasets.cache import once
 from automodel_datasets.options import ConversationOptions, Options
 from automodel_datasets.question_answer import question_answer_dataset
 from automodel_datasets.writing import conversation_writer, text_writer, token_writer
@@ -78,8 +79,8 @@ def _target(
     def make(*positional: Any, **named: Any) -> TokenisedDataset:
         given = signature.bind(*positional, **named).arguments
         chosen = kind(**{name: value for name, value in given.items() if name in options})
-        items = author(**{name: value for name, value in given.items() if name in own})
-        return build(items, chosen)
+        arguments = {name: value for name, value in given.items() if name in own}
+        return once(author, arguments, chosen, lambda: build(author(**arguments), chosen))
 
     make.__signature__ = signature
     return make

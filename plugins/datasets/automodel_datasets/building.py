@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import attrs
+import numpy as np
 
 from automodel_core.errors import UserError
 from automodel_core.protocols import Sample
@@ -44,6 +45,12 @@ class TokenisedDataset:
 
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index].sample()
+
+    @property
+    def lengths(self) -> Sequence[int] | np.ndarray:
+        """Tokens in each sample."""
+        known = getattr(self.samples, "lengths", None)
+        return [len(each) for each in self.samples] if known is None else known
 
 
 @attrs.define

@@ -18,6 +18,7 @@ import pyarrow
 import pyarrow.parquet
 
 from automodel_core.errors import UserError
+from automodel_datasets.reading import note
 
 
 @attrs.frozen
@@ -88,6 +89,7 @@ def read_csv(path: Path) -> Iterator[RowOrError]:
 
 def read_parquet(path: Path) -> Iterator[Row]:
     """A Parquet file, a batch of rows in memory at a time."""
+    note(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             values = (each for batch in file.iter_batches() for each in batch.to_pylist())

@@ -1,0 +1,171 @@
+"""Tokenise once: what took long to tokenise is found again by what it was made of.
+
+An entry is a folder under `~/.cache/automodel/tokens`. Its name is a hash of the author's function
+and its arguments, the options, the tokenizer and the code; in it stand the files that were read,
+with their sizes and times. If any of them has changed, or anything came from the network, there is
+no entry. An entry is written beside its place and renamed, so that whoever finds one finds a whole
+one, whatever happened to the writer and however many there were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import attrs
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from automodel_datasets import stored
+from automodel_datasets.building import TokenisedDataset
+from automodel_datasets.options import Options
+from automodel_datasets.reading import Reading, recorded, stamp
+
+# Seconds from which on tokenising is worth a place on the disk.
+WORTH = 2.0
+
+# Where the cache is; empty for none.
+PLACE = "AUTOMODEL_TOKEN_CACHE"
+ENTRY = "entry.json"
+
+# What an unfinished entry's name begins with, and for how many seconds it may still be written.
+UNFINISHED, ABANDONED = "unfinished-", 86_400
+
+PACKAGES = ("automodel-core", "transformers", "tokenizers")
+
+
+def once(
+    author: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    options: Options,
+    build: Callable[[], TokenisedDataset],
+) -> TokenisedDataset:
+    """What `build` makes, or made the last time.
+
+    Args:
+        author: The function that yields the items.
+        arguments: What it is called with.
+        options: The engine's.
+        build: Reads, writes and tokenises. Its errors leave nothing behind.
+    """
+    root, name = place(), name_of(author, arguments, options)
+    if root is None or name is None:
+        return build()
+    found = find(root, name)
+    if found is not None:
+        return found
+    begun = time.monotonic()
+    with recorded() as reading:
+        made = build()
+    if reading.elsewhere or time.monotonic() - begun < WORTH:
+        return made
+    try:
+        store(root, name, made, reading)
+    except OSError:  # a full disk, say: it is only a cache
+        return made
+    return find(root, name) or made
+
+
+def place() -> Path | None:
+    """Where entries are kept."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    named = os.environ.get(PLACE, str(Path(home) / "automodel" / "tokens"))
+    return Path(named) if named else None
+
+
+def name_of(
+    author: Callable[..., Any], arguments: Mapping[str, Any], options: Options
+) -> str | None:
+    """A hash of all that decides what comes out, but for the files; None if that can't be told."""
+    tokenizer, model = options.tokenizer, options.model_config
+    source = inspect.getsourcefile(author)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if source is None or backend is None:
+        return None
+    own = {key: "the run's" if value is tokenizer or value is model else value
+           for key, value in arguments.items()}  # fmt: skip
+    settled = attrs.asdict(options, filter=lambda field, _: field.name not in BY_ITSELF)
+    template = tokenizer.chat_template
+    parts = {
+        "author": [author.__module__, author.__qualname__, Path(source).read_text()],
+        "arguments": own,
+        "options": [type(options).__name__, settled, options.limit],
+        "tokenizer": [type(tokenizer).__name__, backend.to_str(), template],
+        "special": [tokenizer.special_tokens_map, tokenizer.init_kwargs],
+        "code": [own_code(), *map(version, PACKAGES)],
+        "folder": os.getcwd(),
+        # Llama 3's template writes the date.
+        "day": time.strftime("%x") if "strftime_now" in json.dumps(template) else "",
+    }
+    try:
+        told = json.dumps(parts, sort_keys=True, default=plain)
+    except TypeError:
+        return None
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+# What stands in the name in another form.
+BY_ITSELF = ("tokenizer", "model_config")
+
+
+def plain(value: Any) -> Any:
+    """Paths and added tokens as what they say; of anything else nobody knows what it does."""
+    if isinstance(value, PretrainedConfig | PreTrainedTokenizerBase) or callable(value):
+        raise TypeError
+    if isinstance(value, Path) or type(value).__name__ == "AddedToken":
+        return repr(value)
+    raise TypeError
+
+
+@cache
+def own_code() -> str:
+    """A hash of this package."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def find(root: Path, name: str) -> TokenisedDataset | None:
+    """The entry whose files are still as they were."""
+    for folder in sorted(root.glob(f"{name}-*")):
+        try:
+            entry = json.loads((folder / ENTRY).read_text())
+        except (OSError, ValueError):
+            continue
+        files = entry["files"].items()
+        if all(stamp(path) == (tuple(was) if was else None) for path, was in files):
+            return TokenisedDataset(stored.StoredTexts(folder), entry["notes"])
+    return None
+
+
+def store(root: Path, name: str, made: TokenisedDataset, reading: Reading) -> None:
+    """Keep what was made; if somebody else has done it meanwhile, theirs."""
+    root.mkdir(parents=True, exist_ok=True)
+    clean(root)
+    files = {path: was for path, was in reading.files.items() if not path.startswith(str(root))}
+    entry = json.dumps({"files": files, "notes": list(made.notes)}, sort_keys=True)
+    folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=root))
+    try:
+        stored.write(made.samples, folder)
+        (folder / ENTRY).write_text(entry)
+        folder.rename(root / f"{name}-{hashlib.sha256(entry.encode()).hexdigest()[:8]}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def clean(root: Path) -> None:
+    """Remove what writers that were killed have left."""
+    for folder in root.glob(f"{UNFINISHED}*"):
+        was = stamp(folder)
+        if was and time.time() - was[1] / 1e9 > ABANDONED:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,97 @@
+"""What is read while rows are: the files that a data set depends on, whoever opens them.
+
+Python tells of every file that it opens, of every folder that it lists and of every connection
+(audit events, PEP 578). Libraries that open files in C++ are not heard: whoever uses one says so by
+`note`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+# The events that are heard, and where no data lies.
+READS = ("open", "os.listdir", "os.scandir", "socket.connect")
+SYSTEM = ("/proc/", "/sys/", "/dev/")
+
+# A file's size and time of change, nanoseconds; None if it isn't there.
+Stamp = tuple[int, int] | None
+
+
+@attrs.define
+class Reading:
+    """What has been read.
+
+    Attributes:
+        files: Files and folders by path, each as it was just before it was opened first.
+        elsewhere: Something came from the network.
+    """
+
+    files: dict[str, Stamp] = attrs.field(factory=dict)
+    elsewhere: bool = False
+
+    def add(self, path: str) -> None:
+        self.files.setdefault(os.path.abspath(path), stamp(path))
+
+
+# Those under way; the innermost is last, and all of them hear.
+_under_way: list[Reading] = []
+
+
+def stamp(path: str | Path) -> Stamp:
+    """What changes if somebody changes the file; a folder if a file comes or goes."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def note(path: str | Path) -> None:
+    """A file is about to be opened by something that Python doesn't hear of."""
+    for each in _under_way:
+        each.add(os.fspath(path))
+
+
+@contextmanager
+def recorded() -> Iterator[Reading]:
+    """Within it, what this process reads is recorded."""
+    _listen()
+    reading = Reading()
+    _under_way.append(reading)
+    try:
+        yield reading
+    finally:
+        _under_way.remove(reading)
+
+
+@cache
+def _listen() -> None:
+    """Once: an audit hook can't be taken away."""
+    sys.addaudithook(_heard)
+
+
+def _heard(event: str, about: tuple[Any, ...]) -> None:
+    if not _under_way or event not in READS:
+        return
+    if event == "socket.connect":
+        for each in _under_way:
+            each.elsewhere = True
+        return
+    path = about[0]
+    if not isinstance(path, str | bytes) or (event == "open" and writes(about[2])):
+        return
+    importing = sys._getframe(1).f_code.co_filename.startswith("<frozen importlib")
+    if not importing and not os.fsdecode(path).startswith(SYSTEM):
+        note(os.fsdecode(path))
+
+
+def writes(flags: int | None) -> bool:
+    return bool((flags or 0) & (os.O_WRONLY | os.O_RDWR))
