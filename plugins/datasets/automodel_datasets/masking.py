@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 import numpy as np
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from automodel_core.errors import UserError
@@ -89,20 +90,33 @@ def tokenise(
         [each.text for each in texts],
         add_special_tokens=False,
         return_attention_mask=False,
-        return_offsets_mapping=True,
+        return_token_type_ids=False,
         verbose=False,
     )
-    rows = zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return [_with_spans(text, ids, offsets) for text, ids, offsets in rows]
+    rows = zip(texts, encoded["input_ids"], encoded.encodings, strict=True)
+    return [_with_spans(text, ids, encoding) for text, ids, encoding in rows]
 
 
-def _with_spans(text: SupervisedText, ids: Sequence[int], offsets: Sequence[Span]) -> TokenisedText:
+def _is_whole(text: SupervisedText, encoding: Encoding) -> bool:
+    """Whether every token is learned, which two of its offsets tell: all of them are a list that
+    takes longer to make than the tokens."""
+    if list(text.spans) != [(0, len(text.text))] or not len(encoding):
+        return False
+    first, last = encoding.token_to_chars(0), encoding.token_to_chars(len(encoding) - 1)
+    return first is not None and last is not None and first[1] > 0 and last[0] < len(text.text)
+
+
+def _with_spans(text: SupervisedText, ids: Sequence[int], encoding: Encoding) -> TokenisedText:
     shift = len(text.before)
-    starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
-    spans = [
-        (shift + bisect_right(ends, start), shift + bisect_left(starts, stop))
-        for start, stop in text.spans
-    ]
+    if _is_whole(text, encoding):
+        spans = [(shift, shift + len(ids))]
+    else:
+        offsets = encoding.offsets
+        starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+        spans = [
+            (shift + bisect_right(ends, start), shift + bisect_left(starts, stop))
+            for start, stop in text.spans
+        ]
     if text.after:
         end = shift + len(ids)
         spans.append((end, end + len(text.after)))
