@@ -43,7 +43,7 @@ from automodel_core.train.packing import check_documents_apart
 from automodel_core.train.precision import assert_precision
 from automodel_core.train.prepare import Prepared, check_space, prepare
 from automodel_core.train.quiet import quiet_libraries
-from automodel_core.train.rank_log import placed, rank_log
+from automodel_core.train.rank_log import rank_log
 from automodel_core.train.resume import check_same_data, checkpoint_to_resume
 from automodel_core.train.rng import be_deterministic
 from automodel_core.train.run import Run
@@ -102,17 +102,17 @@ def whole_run(config: RunConfig, context: RunContext, stop: StopRequest) -> Path
         with world.formed(prepared.device, config.dist_env):
             check_alike(world, facts(context))
             folder, checkpoint = (each and Path(each) for each in world.from_main(place))
+            logged = partial(rank_log, folder, world.rank, context.redact)
             with (
-                nullcontext()
-                if world.alone
-                else rank_log(folder, world.rank, context.redact) as log,
+                nullcontext() if world.alone else logged(),
+                watched(world, folder, config.dist_env, context.command) as progress,
                 getattr(prepared.source, "running", nullcontext)(),
             ):
                 if is_main:
                     check_space(config, prepared, folder)
                 if checkpoint is not None:
                     check_same_data(checkpoint, prepared.data.fingerprint, config.dataset.path)
-                run = load(config, context, console, prepared, folder, checkpoint)
+                run = progress.run = load(config, context, console, prepared, folder, checkpoint)
                 spent = run.seconds.get("prepare", 0.0)
                 run.seconds["prepare"] = spent + time.perf_counter() - started
                 if run.finished and not validation_owed(run):
@@ -122,8 +122,7 @@ def whole_run(config: RunConfig, context: RunContext, stop: StopRequest) -> Path
                     )
                     return folder
                 try:
-                    with placed(run, log), watched(run, context.command):
-                        train_and_tell(run, context, prepared, stop)
+                    train_and_tell(run, context, prepared, stop)
                 finally:
                     run.writer.finish()
     return folder

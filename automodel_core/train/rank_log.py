@@ -15,7 +15,6 @@ from typing import Any, TextIO
 import attrs
 
 from automodel_core.errors import GuardStop, SavedAfterSignal, UserError
-from automodel_core.train.run import Run
 
 LOGS = "logs"
 
@@ -75,18 +74,3 @@ def rank_log(folder: Path, rank: int, redact: Callable[[str], str]) -> Iterator[
             except Exception:
                 log(traceback.format_exc())
                 raise
-
-
-@contextlib.contextmanager
-def placed(run: Run, log: Path | None) -> Iterator[None]:
-    """An error from within it says at which step and on which samples, and where the log is."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, MEANT) and not run.world.alone:
-            samples = ", ".join(map(str, run.data.under_way())) or "none"
-            error.add_note(
-                f"Rank {run.world.rank} of {run.world.size} on {socket.gethostname()}, in step "
-                f"{run.step + 1}; its samples: {samples}.\nThe log of this rank: {log}"
-            )
-        raise

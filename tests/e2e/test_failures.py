@@ -98,6 +98,14 @@ def test_one_error_is_shown_with_rank_host_step_samples_and_log(ending, rank):
 
 
 @pytest.mark.slow
+def test_a_rank_that_stops_before_its_first_step_is_named(ending):
+    ended = ending(in_the_loss("stop", step=0))
+    assert ended.done.code == 4, ended.out
+    assert re.search(r"rank 1 on .*: step 0, samples none yet", ended.out)
+    assert "in load" in ended.out
+
+
+@pytest.mark.slow
 def test_rank_0_stopped_is_named_by_the_next_rank(ending):
     ended = ending(in_the_loss("stop", rank=0))
     assert ended.done.code == 4, ended.out
