@@ -29,8 +29,8 @@ from automodel_core.train.prepare import Prepared, check_space, prepare
 from automodel_core.train.signals import StopRequest
 from automodel_core.train.world import World
 
-# What is sent, and below what bandwidth (bytes/s) something is wrong rather than merely modest: a
-# tenth of what NVLink gives, a third of PCIe 3.0 x8, a tenth of a loopback's.
+# What is sent, and below what bandwidth (bytes/s) something is wrong rather than merely modest. The
+# floors are judgement, far below what such links give: two H100s gave 331e9, a loopback 1.3e9.
 SENT = {"cuda": 256 * 2**20, "cpu": 16 * 2**20}
 SLOW_LINK = {"nvlink or p2p": 10e9, "no p2p": 2e9, "cpu": 50e6}
 ROUNDS = 5
