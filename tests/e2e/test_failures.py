@@ -86,6 +86,7 @@ def test_a_stopped_rank_is_named_with_its_step_samples_and_stack_and_the_run_end
     assert "no answer" in status["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_error_is_shown_with_rank_host_step_samples_and_log(ending, rank):
     ended = ending(in_the_loss("fail", rank))

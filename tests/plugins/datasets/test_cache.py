@@ -244,6 +244,7 @@ def test_a_killed_writer_leaves_nothing_that_is_read(data, tokenizer, tiny_model
     assert len(made) == 20
 
 
+@pytest.mark.slow
 def test_of_two_writers_one_entry_is_left_and_both_read_it(data, tiny_model, kept):
     both = [writer(data, tiny_model) for _ in range(2)]
     for process in both:
