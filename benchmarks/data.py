@@ -21,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -57,18 +59,14 @@ def ours(folder: Path) -> dict[str, float]:
     from automodel_datasets.text import make_text_dataset
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    before, begun, used = resident(), time.perf_counter(), time.process_time()
-    dataset = make_text_dataset(str(folder / "train.jsonl"), tokenizer=tokenizer)
-    tokens = int(sum(dataset.lengths))
-    for index in random.Random(0).sample(range(len(dataset)), min(FIRST, len(dataset))):
-        dataset[index]
-    return {
-        "seconds": time.perf_counter() - begun,
-        "cpu_seconds": time.process_time() - used,
-        "peak_mib": (resident() - before) / 2**20,
-        "rows": len(dataset),
-        "tokens": tokens,
-    }
+
+    def start() -> dict[str, int]:
+        dataset = make_text_dataset(str(folder / "train.jsonl"), tokenizer=tokenizer)
+        tokens = int(sum(dataset.lengths))
+        look(dataset)
+        return {"rows": len(dataset), "tokens": tokens}
+
+    return measured(start)
 
 
 def by_map(folder: Path) -> dict[str, float]:
@@ -78,19 +76,33 @@ def by_map(folder: Path) -> dict[str, float]:
 
     datasets.disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+
+    def start() -> dict[str, int]:
+        rows = datasets.load_dataset("json", data_files=str(folder / "train.jsonl"), split="train")
+        done = rows.map(
+            lambda batch: {"input_ids": tokenizer(batch["text"])["input_ids"]},
+            batched=True, remove_columns=["text"],
+        )  # fmt: skip
+        look(done)
+        return {"rows": len(done)}
+
+    return measured(start)
+
+
+def look(dataset: Any) -> None:
+    """At the first samples of a shuffled order."""
+    for index in random.Random(0).sample(range(len(dataset)), min(FIRST, len(dataset))):
+        dataset[index]
+
+
+def measured(start: Callable[[], dict[str, int]]) -> dict[str, float]:
+    """What `start` returns and what it took."""
     before, begun, used = resident(), time.perf_counter(), time.process_time()
-    rows = datasets.load_dataset("json", data_files=str(folder / "train.jsonl"), split="train")
-    done = rows.map(
-        lambda batch: {"input_ids": tokenizer(batch["text"])["input_ids"]},
-        batched=True, remove_columns=["text"],
-    )  # fmt: skip
-    for index in random.Random(0).sample(range(len(done)), min(FIRST, len(done))):
-        done[index]
-    return {
+    found = start()
+    return found | {
         "seconds": time.perf_counter() - begun,
         "cpu_seconds": time.process_time() - used,
         "peak_mib": (resident() - before) / 2**20,
-        "rows": len(done),
     }
 
 

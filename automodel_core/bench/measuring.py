@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from automodel_core.train.console import Console
 from automodel_core.train.context import RunContext
 from automodel_core.train.loop import optimizer_step
 from automodel_core.train.metrics import peak_memory_gib
-from automodel_core.train.prepare import prepare
+from automodel_core.train.prepare import Prepared, prepare
 from automodel_core.train.readings import Reading
 from automodel_core.train.run import Run
 from automodel_core.train.signals import StopRequest
@@ -98,19 +98,32 @@ def ready(config: RunConfig, context: RunContext) -> Iterator[tuple[Run, dict[st
         The run, and the seconds of each phase so far.
     """
     config, started = only_training(config), time.perf_counter()
-    console = Console(-1)
-    with tempfile.TemporaryDirectory(prefix="automodel-bench-") as place:
-        prepared = prepare(config, context, console)
-        phases = {"prepare": time.perf_counter() - started}
-        with prepared.world.formed(prepared.device, config.dist_env), ExitStack() as training:
-            mark = time.perf_counter()
-            training.enter_context(getattr(prepared.source, "running", nullcontext)())
-            run = load(config, context, console, prepared, Path(place), None)
+    prepared = prepare(config, context, Console(-1))
+    phases = {"prepare": time.perf_counter() - started}
+    with prepared.world.formed(prepared.device, config.dist_env):
+        mark = time.perf_counter()
+        with loaded(config, context, prepared) as run:
             phases["load"] = time.perf_counter() - mark
-            layers = run.compilation.layers_of(run.model, deterministic=config.deterministic)
-            training.enter_context(layers)
-            run.model.train()
             yield run, phases
+
+
+@contextmanager
+def loaded(config: RunConfig, context: RunContext, prepared: Prepared) -> Iterator[Run]:
+    """A run that can take its first step, and leaves nothing behind.
+
+    Args:
+        config: As `only_training` gives it.
+        context: As for a run.
+        prepared: From it, its world formed.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="automodel-") as place,
+        getattr(prepared.source, "running", nullcontext)(),
+    ):
+        run = load(config, context, Console(-1), prepared, Path(place), None)
+        with run.compilation.layers_of(run.model, deterministic=config.deterministic):
+            run.model.train()
+            yield run
 
 
 def only_training(config: RunConfig) -> RunConfig:

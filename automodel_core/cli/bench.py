@@ -12,10 +12,8 @@ import click
 from automodel_core import ranks
 from automodel_core.cli.launching import (
     Processes,
-    announce,
+    in_several,
     inside_torchrun,
-    launch,
-    processes_wanted,
 )
 from automodel_core.cli.loading import load
 from automodel_core.cli.options import OVERRIDES, allowing, words
@@ -80,12 +78,9 @@ def bench(
     )
     config = on_mock_data(loaded.require(), mock, mock_shortest)
     check_by_importing(loaded, config)
-    processes = processes_wanted(nproc_per_node)
-    if processes > 1 and not inside_torchrun():
-        typed = click.get_current_context().obj
-        if not as_json:
-            announce(processes, typed)
-        return launch(processes, ["-m", "automodel_core", *typed])
+    code = in_several(nproc_per_node, click.get_current_context().obj, quiet=as_json)
+    if code is not None:
+        return code
 
     def measure() -> None:
         from automodel_core.bench.environment import environment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,7 @@ import click
 
 from automodel_core import ranks
 from automodel_core.cli.bench import on_mock_data
-from automodel_core.cli.launching import (
-    Processes,
-    announce,
-    inside_torchrun,
-    launch,
-    processes_wanted,
-)
+from automodel_core.cli.launching import Processes, in_several
 from automodel_core.cli.loading import Loaded, load
 from automodel_core.cli.options import OVERRIDES, allowing, words
 from automodel_core.cli.run import check_by_importing, finished
@@ -64,12 +59,9 @@ def doctor(
     )
     config = of_full_length(loaded.require())
     check_by_importing(loaded, config)
-    processes = processes_wanted(nproc_per_node)
-    if processes > 1 and not inside_torchrun():
-        typed = click.get_current_context().obj
-        if not as_json:
-            announce(processes, typed)
-        return launch(processes, ["-m", "automodel_core", *typed])
+    code = in_several(nproc_per_node, click.get_current_context().obj, quiet=as_json)
+    if code is not None:
+        return code
     states: list[str] = []
     ended = finished(lambda: states.extend(examined(loaded, config, as_json)), loaded)
     return FAILED if ended == DONE and "FAILED" in states else ended
@@ -92,9 +84,9 @@ def examined(loaded: Loaded, config: RunConfig, as_json: bool) -> list[str]:
     from automodel_core.train.quiet import quiet_libraries
 
     quiet_libraries()
-    found = facts(Path(config.checkpoint.checkpoint_dir), loaded.redact)
+    found = cache(lambda: facts(Path(config.checkpoint.checkpoint_dir), loaded.redact))
     if ranks.rank() == 0 and not as_json:
-        show_facts(found, as_json)
+        show_facts(found(), as_json)
         click.echo("checks")
     context = RunContext(targets=loaded.targets, hooks=no_hooks(), effective={})
     done: list[Check] = []
@@ -118,10 +110,10 @@ def examined(loaded: Loaded, config: RunConfig, as_json: bool) -> list[str]:
             return ["FAILED"]
         show(stopped.check)
         if as_json:
-            show_all(found, done)
+            show_all(found(), done)
         return ["FAILED"]
     if as_json and ranks.rank() == 0:
-        show_all(found, done)
+        show_all(found(), done)
     return [each.state for each in done]
 
 

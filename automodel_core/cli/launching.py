@@ -133,6 +133,28 @@ def processes_wanted(asked: int | str | None) -> int:
     return asked
 
 
+def in_several(
+    asked: int | str | None, typed: Sequence[str], *, quiet: bool, meeting: Meeting = ALONE
+) -> int | None:
+    """Run the command that was typed in several processes, if several are wanted.
+
+    Args:
+        asked: As `processes_wanted` takes it.
+        typed: What follows `automodel`.
+        quiet: Don't print the line of torchrun that does the same.
+        meeting: With the launchers of other nodes.
+
+    Returns:
+        The exit code; None if this process is to go on with it.
+    """
+    processes = processes_wanted(asked)
+    if processes * meeting.nodes == 1 or inside_torchrun():
+        return None
+    if not quiet and meeting.nodes == 1:
+        announce(processes, typed)
+    return launch(processes, ["-m", "automodel_core", *typed], meeting)
+
+
 def announce(processes: int, arguments: Sequence[str]) -> None:
     """Print the command that does the same with torchrun."""
     words = masked_words(["-m", "automodel_core", *arguments])

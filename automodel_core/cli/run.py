@@ -16,11 +16,9 @@ from automodel_core.cli.elsewhere import LAUNCHERS, launcher_named, start_elsewh
 from automodel_core.cli.launching import (
     Meeting,
     Processes,
-    announce,
+    in_several,
     inside_torchrun,
-    launch,
     launched_here,
-    processes_wanted,
 )
 from automodel_core.cli.loading import Loaded, load
 from automodel_core.cli.options import OVERRIDES, allowing, words
@@ -93,11 +91,9 @@ def run(
         if code is not None:
             return code
     check_by_importing(loaded, config)
-    processes = processes_wanted(nproc_per_node)
-    if processes * nnodes > 1 and not inside_torchrun():
-        if not quiet and nnodes == 1:
-            announce(processes, typed)
-        return launch(processes, ["-m", "automodel_core", *typed], meeting)
+    code = in_several(nproc_per_node, typed, quiet=quiet, meeting=meeting)
+    if code is not None:
+        return code
     from automodel_core.train.build import fine_tune  # imports torch
     from automodel_core.train.context import SAVED_BY, RunContext
 

@@ -3,11 +3,11 @@ fast, whether checkpoints fit and how fast they are written, one step. Nothing i
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -16,16 +16,15 @@ import torch
 import torch.distributed as dist
 
 from automodel_core import ranks
-from automodel_core.bench.measuring import only_training
+from automodel_core.bench.measuring import loaded, only_training
 from automodel_core.config.schema import RunConfig
 from automodel_core.doctor.facts import nearest, size
 from automodel_core.errors import GuardStop, UserError
-from automodel_core.train.build import load
 from automodel_core.train.console import Console
 from automodel_core.train.context import RunContext
 from automodel_core.train.loop import optimizer_step
 from automodel_core.train.metrics import peak_memory_gib
-from automodel_core.train.prepare import Prepared, check_space, prepare
+from automodel_core.train.prepare import Prepared, check_space, checkpoint_bytes, prepare
 from automodel_core.train.signals import StopRequest
 from automodel_core.train.world import World
 
@@ -202,7 +201,7 @@ def written(config: RunConfig, prepared: Prepared) -> Check:
         fix = "choose another checkpoint.checkpoint_dir, or make room there"
         return Check("disk", "FAILED", f"{place} can't be written to: {error.strerror}", fix)
     rate = WRITTEN / seconds
-    whole = prepared.source.parameter_count * prepared.precision.parameters.itemsize * 3
+    whole = checkpoint_bytes(prepared)
     message = f"{rate / 1e6:,.0f} MB/s at {place}"
     if prepared.adapter is None:
         message += f"; a checkpoint of {size(whole)} takes {whole / rate:,.1f} s"
@@ -230,14 +229,7 @@ def seconds_to_write(place: Path) -> float:
 
 def step(config: RunConfig, context: RunContext, prepared: Prepared) -> Check:
     """Two steps as the run takes them: the first allocates and compiles, the second is timed."""
-    console, training = Console(-1), only_training(config)
-    with tempfile.TemporaryDirectory(prefix="automodel-doctor-") as place, ExitStack() as around:
-        around.enter_context(getattr(prepared.source, "running", nullcontext)())
-        run = load(training, context, console, prepared, Path(place), None)
-        around.enter_context(
-            run.compilation.layers_of(run.model, deterministic=config.deterministic)
-        )
-        run.model.train()
+    with loaded(only_training(config), context, prepared) as run:
         first, second = (optimizer_step(run, StopRequest()) for _ in range(2))
         metrics, seconds = second.metrics(), second.clock.since(first.clock)
         memory = max(prepared.world.from_all(peak_memory_gib(prepared.device)))
@@ -247,6 +239,9 @@ def step(config: RunConfig, context: RunContext, prepared: Prepared) -> Check:
         "tokens": metrics.num_tokens,
         "peak_memory_gib": memory,
     }
+    if not math.isfinite(metrics.loss):
+        fix = "look at its samples with `automodel data show`, and at optimizer.lr"
+        return Check("step", "FAILED", f"the loss is {metrics.loss}", fix, figures=figures)
     return Check(
         "step",
         "OK",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from automodel_core.bench.environment import installed
+from automodel_core.caches import cache_folder
 from automodel_core.config.report import MASK
 from automodel_core.config.secrets import SHORTEST
 
@@ -34,7 +35,7 @@ PACKAGES = (
 
 # Variables that decide how processes and devices find each other.
 TOLD = re.compile(
-    r"(NCCL|TORCH|GLOO|CUDA|PYTORCH|UCX|SLURM)_\w+|OMP_\w+|HF_(HOME|HUB_\w+|DATASETS_\w+)"
+    r"(NCCL|TORCH(INDUCTOR)?|AUTOMODEL|GLOO|CUDA|PYTORCH|UCX|SLURM)_\w+|OMP_\w+|HF_(HOME|HUB_\w+|DATASETS_\w+)"
     r"|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|LD_LIBRARY_PATH"
 )
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS(WORD|WD|PHRASE)?(_|$)|CREDENTIAL|AUTH|JWT")
@@ -220,11 +221,11 @@ def caches() -> dict[str, str]:
     from huggingface_hub import constants
 
     home, user = Path(constants.HF_HOME), Path.home()
-    inductor = Path(tempfile.gettempdir()) / f"torchinductor_{os.environ.get('USER', 'root')}"
     folders = {
         "models": Path(constants.HF_HUB_CACHE),
         "data sets": Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")),
-        "torch.compile": Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", inductor)),
+        "tokens": cache_folder("tokens"),
+        "compiled layers": cache_folder("compiled"),
         "triton": Path(os.environ.get("TRITON_CACHE_DIR", user / ".triton" / "cache")),
     }
     return {name: fact(lambda at=at: f"{at}, {cached(at)}") for name, at in folders.items()}

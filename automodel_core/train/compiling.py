@@ -12,13 +12,13 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 from transformers import PreTrainedModel
 
+from automodel_core.caches import cache_folder
 from automodel_core.config.schema import Compile, RunConfig
 from automodel_core.errors import UserError
 from automodel_core.layers import layer_lists
@@ -247,8 +247,7 @@ def keep_cache() -> None:
     chosen = os.environ.get(CACHE)
     if chosen not in (None, default_cache_dir()):  # PyTorch sets it itself when it is imported
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "automodel" / "compiled"
+    folder = cache_folder("compiled")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

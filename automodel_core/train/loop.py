@@ -113,9 +113,9 @@ def gradients(run: Run, stop: StopRequest) -> tuple[Reading, torch.Tensor]:
     run.stop_agreed = bool(stopping)
     run.guards.before_step(run.step + 1, label_tokens)
     rates = set_learning_rates(run)
-    loss, not_finite = accumulate_gradients(run.objective, micro_batches, label_tokens, run.scaler)
+    loss = accumulate_gradients(run.objective, micro_batches, label_tokens, run.scaler)
     grad_norm = clip_gradients(run)
-    measured = torch.stack([loss, grad_norm.to(loss.device, non_blocking=True), *not_finite])
+    measured = torch.cat([grad_norm[None].to(loss.device, non_blocking=True), loss])
     reading = Reading(
         step=run.step + 1,
         epoch=data.epoch,

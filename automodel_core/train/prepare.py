@@ -324,20 +324,23 @@ def packed(
     return rows
 
 
+def checkpoint_bytes(prepared: Prepared) -> int:
+    """The weights of a whole model and two moments of each, as they are held."""
+    return prepared.source.parameter_count * prepared.precision.parameters.itemsize * 3
+
+
 def check_space(config: RunConfig, prepared: Prepared, folder: Path) -> None:
     """Room for every checkpoint that will be kept, and for one being written."""
     section = config.checkpoint
     if not section.enabled or prepared.adapter is not None:  # an adapter fits anywhere
         return
-    bytes_each = prepared.precision.parameters.itemsize
-    saved = prepared.source.parameter_count * bytes_each * 3  # the weights and two moments
     every = section.save_every_steps
     count = 1 + (prepared.horizon.total_steps - 1) // every if every else 1
     if section.keep_last is not None:
         count = min(count, section.keep_last + 2)  # the best one, and the one being written
     check_disk_space(
         folder,
-        saved * count,
+        checkpoint_bytes(prepared) * count,
         f"{count} checkpoint(s)",
         "choose a checkpoint_dir on a larger disk, or save less often",
         ("checkpoint", "checkpoint_dir"),

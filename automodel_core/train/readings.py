@@ -62,8 +62,7 @@ class Reading:
     """A step that has been asked of the device; see `StepMetrics` for what isn't listed.
 
     Attributes:
-        values: Loss, gradient norm, on how many ranks the loss isn't finite and the sum of their
-            numbers, on their way to the host.
+        values: The gradient norm and what `World.loss_on_device` tells, on their way to the host.
         samples: The numbers of the step's samples, over all ranks.
         learned_by_source: Supervised tokens over all ranks by source, for data that is mixed.
         device: Where the step is computed.
@@ -90,15 +89,17 @@ class Reading:
 
     def at_fault(self, ranks: int) -> str:
         """Which of several ranks have a loss that isn't finite; empty if none or all have."""
-        count, numbers = (int(each) for each in self.values[2:])
+        if ranks == 1:
+            return ""
+        _, _, count, numbers = self.values.tolist()
         if not 0 < count < ranks:
             return ""
-        return f"rank {numbers}" if count == 1 else f"{count} of {ranks} ranks"
+        return f"rank {numbers:.0f}" if count == 1 else f"{count:.0f} of {ranks} ranks"
 
     def metrics(self) -> StepMetrics:
         """The step's figures; waits for the device if it must."""
         seconds = self.clock.seconds()
-        loss, grad_norm, *_ = self.values.tolist()
+        grad_norm, loss, *_ = self.values.tolist()
         return StepMetrics(
             step=self.step,
             epoch=self.epoch,

@@ -351,7 +351,7 @@ def accumulate_gradients(
     micro_batches: Sequence[MicroBatch],
     label_tokens: float,
     scaler: torch.amp.GradScaler,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """Forward and backward of a whole step; leaves the step's gradient in the parameters.
 
     Each micro-batch has its own backward, already divided by the step's supervised tokens.
@@ -363,8 +363,8 @@ def accumulate_gradients(
         scaler: Scales the loss for float16.
 
     Returns:
-        The step's loss over all ranks, a float32 scalar still on the device, and on which of them
-        it isn't finite, as `World.loss_on_device` has it.
+        The step's loss over all ranks, float32 and still on the device, first of what
+        `World.loss_on_device` tells.
     """
     world, total = objective.world, torch.zeros((), device=objective.device)
     require_same_passes(objective, micro_batches)

@@ -90,20 +90,23 @@ class World:
         dist.all_reduce(told, group=self._told)
         return (told / self._sharing).tolist()
 
-    def loss_on_device(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sum of the losses of all ranks, and which of them aren't finite; nobody waits for it.
+    def loss_on_device(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of the losses of all ranks; nobody waits for it.
 
         Ranks that share a sequence have each a part of its loss, and those that share layers have
         the same.
 
         Returns:
-            A scalar, and `[2]`: on how many ranks it isn't finite, and the sum of their numbers.
+            `[1]` in one process. `[3]` in several: the sum, on how many ranks the loss isn't
+            finite, and the sum of their numbers.
         """
+        if self.alone:
+            return value[None]
         bad = (~torch.isfinite(value)).to(value.dtype)
         told = torch.stack([value, bad, bad * self.rank])
-        if not self.alone:
-            dist.all_reduce(told)
-        return told[0] / self.sizes.tp, told[1:]
+        dist.all_reduce(told)
+        told[0] /= self.sizes.tp
+        return told
 
     def from_main(self, value: Any) -> Any:
         """What rank 0 has for `value`, on every rank; plain JSON."""

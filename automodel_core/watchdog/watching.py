@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -97,6 +98,10 @@ class Watchdog:
             # At the end of a run whoever keeps the store may be done a moment before the others.
             if not self._over.wait(self.patience):
                 self._end(ORPHANED.format(code=STUCK))
+        except Exception:
+            # Who can't watch mustn't be taken for stopped: without this rank nobody judges.
+            traceback.print_exc()
+            self.store.set(str(self.rank), b"")
 
     def beat(self) -> None:
         """Tell how this rank is, hear a verdict, and look after the others if it is its turn."""

@@ -105,6 +105,26 @@ def test_a_beat_is_read_as_it_was_told():
     assert Beat.from_json(beat.to_json()) == beat
 
 
+def test_a_watchdog_that_fails_ends_nothing_and_is_not_taken_for_a_stopped_rank(capsys):
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+
+    def closed(text):
+        raise BrokenPipeError("the terminal is gone")
+
+    ended = []
+    watchdog = Watchdog(
+        rank=0, size=2, store=store, pulse=Pulse(lambda: (1, [3])), patience=0.09, limit=100.0,
+        logs="logs", say=closed, last_words=ended.append,
+    )  # fmt: skip
+    store.set("1", seen(waiting=1000.0, idle=1000.0).beat.to_json())
+    with watchdog.watching():
+        while store.get("0"):
+            time.sleep(0.005)
+            store.set("1", seen(waiting=1000.0 + time.monotonic()).beat.to_json())
+    assert not ended
+    assert "the terminal is gone" in capsys.readouterr().err
+
+
 def test_a_rank_that_works_is_not_ended_however_long_the_others_have_waited():
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     said, ended = [], []

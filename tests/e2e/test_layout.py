@@ -101,7 +101,7 @@ def gradients(goal, groups):
     ready = [goal.prepare(group) for group in groups]
     label_tokens = sum(each.label_tokens for each in ready)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    loss, _ = accumulate_gradients(goal, ready, label_tokens, scaler)
+    loss = accumulate_gradients(goal, ready, label_tokens, scaler)[0]
     return loss.item(), {name: p.grad for name, p in goal.spread.named_parameters()}
 
 

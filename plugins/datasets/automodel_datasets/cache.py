@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from automodel_core.caches import cache_folder
 from automodel_datasets import stored
 from automodel_datasets.building import TokenisedDataset
 from automodel_datasets.options import Options
@@ -77,8 +77,7 @@ def once(
 
 def place() -> Path | None:
     """Where entries are kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    named = os.environ.get(PLACE, str(Path(home) / "automodel" / "tokens"))
+    named = os.environ.get(PLACE, str(cache_folder("tokens")))
     return Path(named) if named else None
 
 
@@ -119,8 +118,6 @@ BY_ITSELF = ("tokenizer", "model_config")
 
 def plain(value: Any) -> Any:
     """Paths and added tokens as what they say; of anything else nobody knows what it does."""
-    if isinstance(value, PretrainedConfig | PreTrainedTokenizerBase) or callable(value):
-        raise TypeError
     if isinstance(value, Path) or type(value).__name__ == "AddedToken":
         return repr(value)
     raise TypeError
