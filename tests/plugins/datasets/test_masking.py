@@ -1,6 +1,10 @@
 """What is supervised, read back as text: exactly the assistant's words and what ends them."""
 
+from bisect import bisect_left, bisect_right
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from automodel_core.errors import UserError
 from automodel_datasets.chat import ChatTemplate
@@ -104,6 +108,26 @@ def test_tokens_before_and_after_the_text_shift_the_spans():
     labels = shifted.sample()["labels"]
     assert labels[: bare.spans[0][0] + 2] == [-100] * (bare.spans[0][0] + 2)
     assert labels[-1] == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    text=st.text(st.sampled_from(" abThe13.é🙂\n日"), min_size=1, max_size=30),
+    cuts=st.tuples(st.integers(0, 30), st.integers(0, 30)),
+    style=st.sampled_from(sorted(STYLES)),
+    trim_offsets=st.booleans(),
+)
+def test_a_span_has_exactly_the_tokens_whose_offsets_meet_it(text, cuts, style, trim_offsets):
+    tokenizer = STYLES[style].tokenizer(trim_offsets)
+    start, stop = sorted(min(cut, len(text)) for cut in cuts)
+    whole = (start, stop) == (0, len(text))
+    found = tokenise(tokenizer, [SupervisedText(text, [(start, stop)])])[0]
+    plain = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    assert found.ids.tolist() == plain["input_ids"]
+    starts, ends = zip(*plain["offset_mapping"], strict=True) if len(found) else ((), ())
+    first, last = bisect_right(ends, start), bisect_left(starts, stop)
+    expected = range(len(found)) if whole else range(first, last)
+    assert list(range(*found.spans[0])) == list(expected)
 
 
 def test_a_tokenizer_without_offsets_is_refused_by_name():
