@@ -5,18 +5,22 @@ With a terminal there is a progress bar; without one, plain lines at a bearable 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from automodel_core.progress import Listener, heard_by
 from automodel_core.train.generation import Answers, Question
 from automodel_core.train.metrics import StepMetrics
 
 PLAIN_LINES = 25
+# Seconds until a preparation is called long, and between its lines where there is no terminal.
+FIRST_REPORT, PLAIN_SECONDS = 3.0, 30.0
 # What is left of a chat template's answer header once its special tokens are gone.
 ANSWER_HEADERS = ("assistant", "model")
 
@@ -50,6 +54,36 @@ class Console:
         width = max((len(name) for name, _ in rows), default=0)
         for name, value in rows:
             self.rich.print(f"  {name:<{width}}  {value}", markup=False)
+
+    @contextmanager
+    def preparing(self, what: str) -> Iterator[None]:
+        """How far `what` is prepared, if that takes long: a bar, or a line now and then."""
+        with ExitStack() as shown, heard_by(self._long_preparation(what, shown)):
+            yield
+
+    def _long_preparation(self, what: str, shown: ExitStack) -> Listener:
+        columns = (TextColumn("{task.description}"), BarColumn(24), TimeRemainingColumn())
+        bar = Progress(*columns, console=self.rich, transient=True)
+        begun, told = time.monotonic(), 0.0
+
+        def hear(done: str, share: float | None) -> None:
+            nonlocal told
+            waited = time.monotonic() - begun
+            if self.rich.quiet or waited < FIRST_REPORT:
+                return
+            text = f"{what}: {done}"
+            if not self.rich.is_terminal:
+                if waited - told >= PLAIN_SECONDS:
+                    told = waited
+                    self.say(text if share is None else f"{text}, {share:.0%}")
+                return
+            if not bar.tasks:
+                shown.enter_context(bar)
+                bar.add_task(text, total=None)
+            total = None if share is None else 1.0
+            bar.update(bar.tasks[0].id, description=text, completed=share or 0.0, total=total)
+
+        return hear
 
     @contextmanager
     def training(self, done: int, total: int) -> Iterator[None]:

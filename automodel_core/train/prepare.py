@@ -274,7 +274,9 @@ def build_dataset(
     Raises:
         UserError: It is a stream, or empty.
     """
-    dataset: Dataset = targets.build(target, supplied)
+    name = ".".join(map(str, target.path))
+    with console.preparing(name):
+        dataset: Dataset = targets.build(target, supplied)
     by_index = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if not by_index or isinstance(dataset, torch.utils.data.IterableDataset):
         raise UserError(
@@ -285,7 +287,7 @@ def build_dataset(
             path=target.path,
         )
     for note in getattr(dataset, "notes", ()):
-        console.say(f"{'.'.join(map(str, target.path))}: {note}")
+        console.say(f"{name}: {note}")
     if not len(dataset):
         raise UserError("The data set has no samples.", path=target.path)
     return dataset

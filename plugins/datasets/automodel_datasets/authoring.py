@@ -10,34 +10,36 @@ conversations `ConversationOptions`. What it names itself and an option's name a
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable
+from functools import partial, wraps
 from typing import Any
 
 from automodel_core.protocols import WithOptions
-from automodel_datasets.building import TokenisedDataset, build_dataset
+from automodel_datasets.building import Preparing, TokenisedDataset, build, preparing_texts
 from automodel_datasets.cache import once
 from automodel_datasets.options import ConversationOptions, Options
-from automodel_datasets.question_answer import question_answer_dataset
+from automodel_datasets.question_answer import preparing_answers
 from automodel_datasets.writing import conversation_writer, text_writer, token_writer
 
 # Yields items; any may be wrapped in a `Placed`, and a UserError stands for a row that is broken.
 Author = Callable[..., Iterable[Any]]
 
-# From what an author yields, and the options, to the data set.
-Build = Callable[[Iterable[Any], Any], TokenisedDataset]
+# From the options to who prepares what an author yields; it can be pickled.
+Start = Callable[[Any], Preparing]
 
 
 def conversations(author: Author) -> WithOptions[ConversationOptions]:
     """For a function that yields lists of messages, or Conversations with their tools."""
-    return _target(author, ConversationOptions, _written(conversation_writer, divisible=False))
+    return _target(
+        author, ConversationOptions, partial(preparing_texts, conversation_writer, False)
+    )
 
 
 def questions(author: Author) -> WithOptions[Options]:
     """For a function that yields Examples: a question, an answer, and perhaps a context, which is
     cut where a sample is too long."""
-    return _target(author, Options, question_answer_dataset)
+    return _target(author, Options, preparing_answers)
 
 
 def texts(author: Author) -> WithOptions[Options]:
@@ -45,7 +47,7 @@ def texts(author: Author) -> WithOptions[Options]:
 
     A string that is too long goes on in the next sample; a Completion is left out and counted.
     """
-    return _target(author, Options, _written(text_writer, divisible=True))
+    return _target(author, Options, partial(preparing_texts, text_writer, True))
 
 
 def tokens(author: Author) -> WithOptions[Options]:
@@ -53,18 +55,13 @@ def tokens(author: Author) -> WithOptions[Options]:
 
     What is too long goes on in the next sample, or is left out and counted if labels mask some.
     """
-    return _target(author, Options, _written(token_writer, divisible=True))
-
-
-def _written(writer: Callable[[Any], Callable[[Any], Any]], *, divisible: bool) -> Build:
-    """Items that are written one by one, before they are tokenised."""
-    return lambda items, chosen: build_dataset(items, writer(chosen), chosen, divisible)
+    return _target(author, Options, partial(preparing_texts, token_writer, True))
 
 
 def _target(
     author: Author,
     kind: type[Options],
-    build: Build,
+    start: Start,
 ) -> Callable[..., TokenisedDataset]:
     own = inspect.signature(author).parameters
     options = inspect.signature(kind).parameters
@@ -75,12 +72,14 @@ def _target(
         return_annotation=TokenisedDataset,
     )
 
-    @functools.wraps(author)
+    @wraps(author)
     def make(*positional: Any, **named: Any) -> TokenisedDataset:
         given = signature.bind(*positional, **named).arguments
         chosen = kind(**{name: value for name, value in given.items() if name in options})
         arguments = {name: value for name, value in given.items() if name in own}
-        return once(author, arguments, chosen, lambda: build(author(**arguments), chosen))
+        return once(
+            author, arguments, chosen, lambda keep: build(author(**arguments), start, chosen, keep)
+        )
 
     make.__signature__ = signature
     return make

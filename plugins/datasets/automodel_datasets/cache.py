@@ -3,8 +3,7 @@
 An entry is a folder under `~/.cache/automodel/tokens`. Its name is a hash of the author's function
 and its arguments, the options, the tokenizer and the code; in it stand the files that were read,
 with their sizes and times. If any of them has changed, or anything came from the network, there is
-no entry. An entry is written beside its place and renamed, so that whoever finds one finds a whole
-one, whatever happened to the writer and however many there were.
+no entry.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ import hashlib
 import inspect
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -25,20 +22,15 @@ from typing import Any
 import attrs
 
 from automodel_core.caches import cache_folder
-from automodel_datasets import stored
+from automodel_core.progress import report
 from automodel_datasets.building import TokenisedDataset
+from automodel_datasets.making import ENTRY, MadeElsewhere, Making, lock_of
 from automodel_datasets.options import Options
-from automodel_datasets.reading import Reading, recorded, stamp
-
-# Seconds from which on tokenising is worth a place on the disk.
-WORTH = 2.0
+from automodel_datasets.reading import stamp
+from automodel_datasets.stored import Arrays, StoredTexts, Texts
 
 # Where the cache is; empty for none.
 PLACE = "AUTOMODEL_TOKEN_CACHE"
-ENTRY = "entry.json"
-
-# What an unfinished entry's name begins with, and for how many seconds it may still be written.
-UNFINISHED, ABANDONED = "unfinished-", 86_400
 
 PACKAGES = ("automodel-core", "transformers", "tokenizers")
 
@@ -47,32 +39,31 @@ def once(
     author: Callable[..., Any],
     arguments: Mapping[str, Any],
     options: Options,
-    build: Callable[[], TokenisedDataset],
+    build: Callable[[Callable[[Arrays], None]], list[str]],
 ) -> TokenisedDataset:
-    """What `build` makes, or made the last time.
+    """What `build` makes, or made the last time, or another process makes now.
 
     Args:
         author: The function that yields the items.
         arguments: What it is called with.
         options: The engine's.
-        build: Reads, writes and tokenises. Its errors leave nothing behind.
+        build: Reads, writes and tokenises; gives the samples to what it is called with, and returns
+            the notes. Its errors leave nothing behind.
     """
     root, name = place(), name_of(author, arguments, options)
     if root is None or name is None:
-        return build()
-    found = find(root, name)
-    if found is not None:
-        return found
-    begun = time.monotonic()
-    with recorded() as reading:
-        made = build()
-    if reading.elsewhere or time.monotonic() - begun < WORTH:
-        return made
-    try:
-        store(root, name, made, reading)
-    except OSError:  # a full disk, say: it is only a cache
-        return made
-    return find(root, name) or made
+        parts: list[Arrays] = []
+        notes = build(parts.append)
+        return TokenisedDataset(Texts(Arrays.joined(parts)), notes)
+    while (found := find(root, name)) is None:
+        try:
+            with Making(root, name) as making:
+                return making.finished(build(making.add))
+        except MadeElsewhere:
+            report("Another process tokenises this data set; waiting for it", None)
+            with lock_of(root, name):
+                pass
+    return found
 
 
 def place() -> Path | None:
@@ -88,7 +79,7 @@ def name_of(
     tokenizer, model = options.tokenizer, options.model_config
     source = inspect.getsourcefile(author)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if source is None or backend is None:
+    if source is None or not Path(source).is_file() or backend is None:
         return None
     own = {key: "the run's" if value is tokenizer or value is model else value
            for key, value in arguments.items()}  # fmt: skip
@@ -141,28 +132,5 @@ def find(root: Path, name: str) -> TokenisedDataset | None:
             continue
         files = entry["files"].items()
         if all(stamp(path) == (tuple(was) if was else None) for path, was in files):
-            return TokenisedDataset(stored.StoredTexts(folder), entry["notes"])
+            return TokenisedDataset(StoredTexts(folder), entry["notes"])
     return None
-
-
-def store(root: Path, name: str, made: TokenisedDataset, reading: Reading) -> None:
-    """Keep what was made; if somebody else has done it meanwhile, theirs."""
-    root.mkdir(parents=True, exist_ok=True)
-    clean(root)
-    files = {path: was for path, was in reading.files.items() if not path.startswith(str(root))}
-    entry = json.dumps({"files": files, "notes": list(made.notes)}, sort_keys=True)
-    folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=root))
-    try:
-        stored.write(made.samples, folder)
-        (folder / ENTRY).write_text(entry)
-        folder.rename(root / f"{name}-{hashlib.sha256(entry.encode()).hexdigest()[:8]}")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def clean(root: Path) -> None:
-    """Remove what writers that were killed have left."""
-    for folder in root.glob(f"{UNFINISHED}*"):
-        was = stamp(folder)
-        if was and time.time() - was[1] / 1e9 > ABANDONED:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,7 @@ from datasets.exceptions import DatasetNotFoundError
 from datasets.features.features import require_decoding
 
 from automodel_core.errors import UserError
-from automodel_datasets.reading import note
+from automodel_datasets.reading import expect, note, reached
 from automodel_datasets.rows import Row
 
 
@@ -41,8 +41,10 @@ def hub_rows(repository: str, split: str, *, argument: str, name: str | None) ->
 def numbered(rows: datasets.Dataset, source: str) -> Iterator[Row]:
     for file in rows.cache_files:  # Arrow opens them itself
         note(file["filename"])
+    expect({source: len(rows)})
     for number, values in enumerate(undecoded(rows), start=1):
         yield Row(values, f"{source}, row {number}")
+        reached(source, number)
 
 
 def undecoded(rows: datasets.Dataset) -> Iterable[Mapping[str, Any]]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 from transformers import PreTrainedTokenizerBase
 
 from automodel_core.errors import UserError
-from automodel_datasets.building import BadRows, TokenisedDataset, chunks, written
+from automodel_datasets.building import BadRows, Prepared, Preparing, written
 from automodel_datasets.chat import ChatTemplate
 from automodel_datasets.masking import SupervisedText, TokenisedText, require_offsets, tokenise
 from automodel_datasets.options import Options
+from automodel_datasets.stored import Arrays
 from automodel_datasets.writing import own_bos
 
 
@@ -29,41 +30,37 @@ class Example:
 Format = Callable[[Example], SupervisedText]
 
 
-def question_answer_dataset(examples: Iterable[Any], options: Options) -> TokenisedDataset:
-    """Format and tokenise examples: as a chat if the tokenizer has a chat template, else as text.
+def preparing_answers(options: Options) -> Preparing:
+    """Formats and tokenises Examples: as a chat if the tokenizer has a template, else as text.
 
     Args:
-        examples: Read once. Each may be in a Placed; a UserError stands for a row that can't be
-            used.
-        options: Of this data set. The context is cut to keep within its limit, never the answer.
+        options: Of the data set. The context is cut to keep within its limit, never the answer.
 
     Raises:
-        UserError: The tokenizer or its template can't be used, or a row can't and isn't to be
-            skipped, or none is left.
+        UserError: The tokenizer or its template can't be used.
     """
     tokenizer, limit = options.tokenizer, options.limit
     require_offsets(tokenizer)
     write = chat_format(tokenizer) if tokenizer.chat_template else text_format(tokenizer)
-    bad = BadRows(options.on_bad_row == "skip")
-    samples, cut, too_long, unanswered = [], 0, 0, 0
-    for chunk in chunks(written(examples, as_it_is, bad)):
-        answered = [example for example in chunk if example.answer]
-        unanswered += len(chunk) - len(answered)
+    unanswered = "Rows left out because they have no answer"
+    shortened = f"Contexts cut to keep within max_length, {limit} tokens"
+    too_long = f"Rows left out because even without a context they exceed {limit} tokens"
+
+    def prepare(items: Sequence[Any]) -> Prepared:
+        bad, samples = BadRows(options.on_bad_row == "skip"), []
+        counts = {unanswered: 0, shortened: 0, too_long: 0}
+        examples = list(written(items, as_it_is, bad))
+        answered = [example for example in examples if example.answer]
+        counts[unanswered] += len(examples) - len(answered)
         whole = tokenise(tokenizer, [write(example) for example in answered])
         for example, tokens in zip(answered, whole, strict=True):
             fitting = fit(example, tokens, limit, tokenizer, write)
-            too_long += fitting is None
-            cut += fitting is not None and fitting is not tokens
+            counts[too_long] += fitting is None
+            counts[shortened] += fitting is not None and fitting is not tokens
             samples += [fitting] if fitting else []
-    counts = {
-        "Rows left out because they have no answer": unanswered,
-        f"Contexts cut to keep within max_length, {limit} tokens": cut,
-        f"Rows left out because even without a context they exceed {limit} tokens": too_long,
-    }
-    notes = [*bad.notes(), *(f"{what}: {n}." for what, n in counts.items() if n)]
-    if bad.first and not samples:
-        raise UserError(f"No sample is left. {' '.join(notes)}", fix=bad.first.fix)
-    return TokenisedDataset(samples, notes)
+        return Prepared(len(items), Arrays.of(samples), counts, bad)
+
+    return prepare
 
 
 def as_it_is(example: Example) -> Example:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -91,6 +91,28 @@ def _heard(event: str, about: tuple[Any, ...]) -> None:
     importing = sys._getframe(1).f_code.co_filename.startswith("<frozen importlib")
     if not importing and not os.fsdecode(path).startswith(SYSTEM):
         note(os.fsdecode(path))
+
+
+# Of each source to be read, its size and how much of it has been: bytes, or rows.
+_sources: dict[str, tuple[int, int]] = {}
+
+
+def expect(sizes: Mapping[str, int]) -> None:
+    """These are about to be read, and all others are done."""
+    _sources.clear()
+    _sources.update({name: (size, 0) for name, size in sizes.items()})
+
+
+def reached(name: str, place: int, end: int | None = None) -> None:
+    """So much of one of them is read; or `place` of `end`, whatever they count."""
+    size, _ = _sources.get(name, (0, 0))
+    _sources[name] = size, place if end is None else size * place // max(end, 1)
+
+
+def share_read() -> float | None:
+    """How much of all of them; None if nobody knows."""
+    size = sum(size for size, _ in _sources.values())
+    return min(sum(done for _, done in _sources.values()) / size, 1.0) if size else None
 
 
 def writes(flags: int | None) -> bool:

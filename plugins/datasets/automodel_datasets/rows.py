@@ -18,7 +18,10 @@ import pyarrow
 import pyarrow.parquet
 
 from automodel_core.errors import UserError
-from automodel_datasets.reading import note
+from automodel_datasets.reading import note, reached
+
+# Lines after which it is told how far a file is read.
+TELL = 1000
 
 
 @attrs.frozen
@@ -58,6 +61,8 @@ def read_json_lines(path: Path) -> Iterator[RowOrError]:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield parsed_row(line.rstrip(), path, number)  # an error at its end is in it
+            if number % TELL == 0:
+                reached(str(path), lines.tell())
 
 
 def read_json(path: Path) -> Iterator[RowOrError]:
@@ -66,8 +71,10 @@ def read_json(path: Path) -> Iterator[RowOrError]:
     if not content.lstrip().startswith(b"["):
         yield from read_json_lines(path)
         return
-    for number, value in enumerate(parse_json(content, path), start=1):
+    values = parse_json(content, path)
+    for number, value in enumerate(values, start=1):
         yield as_row(value, f"{path}, item {number}")
+        reached(str(path), number, len(values))
 
 
 def read_csv(path: Path) -> Iterator[RowOrError]:
@@ -81,6 +88,8 @@ def read_csv(path: Path) -> Iterator[RowOrError]:
                     yield UserError(f"{place} has more fields than the header.")
                 else:
                     yield Row(values, place)
+                if reader.line_num % TELL == 0:
+                    reached(str(path), lines.buffer.tell())
         except UnicodeDecodeError:  # its own place is one of a buffer
             raise not_utf8(path, path.read_bytes()) from None
         except csv.Error as error:
@@ -95,6 +104,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
             values = (each for batch in file.iter_batches() for each in batch.to_pylist())
             for number, row in enumerate(values, start=1):
                 yield Row(row, f"{path}, row {number}")
+                reached(str(path), number, file.metadata.num_rows)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is not a valid Parquet file: {error}") from None
 

@@ -15,6 +15,7 @@ from datasets.data_files import EmptyDatasetError
 
 from automodel_core.errors import UserError
 from automodel_datasets.hub import hub_rows, numbered
+from automodel_datasets.reading import expect
 from automodel_datasets.rows import READERS, Row, RowOrError, read_rows
 
 # The rows of one split, from the beginning each time it is called.
@@ -147,6 +148,7 @@ def folder_splits(folder: Path, argument: str) -> Mapping[str, Rows]:
 
 
 def rows_of_files(paths: Sequence[Path]) -> Iterator[RowOrError]:
+    expect({str(path): path.stat().st_size for path in paths})
     return chain.from_iterable(map(read_rows, paths))
 
 

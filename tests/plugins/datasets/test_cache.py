@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from automodel_datasets import cache, stored
+from automodel_datasets import cache, making, stored
 from automodel_datasets.authoring import texts, tokens
 from automodel_datasets.chat import ChatTemplate  # noqa: F401  imported before reading is recorded
 from automodel_datasets.conversations import make_chat_dataset
@@ -28,7 +28,7 @@ from automodel_datasets.text import make_text_dataset
 @pytest.fixture(autouse=True)
 def kept(tmp_path, monkeypatch):
     """Everything is worth keeping, in a place of its own."""
-    monkeypatch.setattr(cache, "WORTH", 0.0)
+    monkeypatch.setattr(making, "WORTH", 0.0)
     monkeypatch.setenv(cache.PLACE, str(tmp_path / "kept"))
     return tmp_path / "kept"
 
@@ -72,7 +72,7 @@ def test_what_is_found_again_is_what_was_made(kind, data, tokenizer, monkeypatch
     plain = make()
     assert not is_kept(plain)
     monkeypatch.undo()
-    monkeypatch.setattr(cache, "WORTH", 0.0)
+    monkeypatch.setattr(making, "WORTH", 0.0)
     monkeypatch.setenv(cache.PLACE, str(data / "kept"))
     first, second = make(), make()
     assert is_kept(first)
@@ -84,7 +84,7 @@ def test_what_is_found_again_is_what_was_made(kind, data, tokenizer, monkeypatch
 
 
 def entries(kept: Path) -> int:
-    return len(list(kept.iterdir())) if kept.exists() else 0
+    return len(list(kept.glob(f"*/{making.ENTRY}")))
 
 
 def test_another_file_option_template_or_tokenizer_is_another_entry(data, tokenizer, kept):
@@ -198,25 +198,23 @@ def test_what_comes_from_the_network_or_cannot_be_named_is_not_kept(tokenizer, k
 
 
 def test_what_is_quick_is_not_kept(data, tokenizer, kept, monkeypatch):
-    monkeypatch.setattr(cache, "WORTH", 60.0)
+    monkeypatch.setattr(making, "WORTH", 60.0)
     assert not is_kept(make_text_dataset(str(data / "texts.jsonl"), tokenizer=tokenizer))
     assert entries(kept) == 0
 
 
 SLOW_WRITER = """
 import sys, time
-from automodel_datasets import cache, stored
+from automodel_datasets import making, stored
 from automodel_datasets.text import make_text_dataset
 from transformers import AutoTokenizer
-cache.WORTH = 0.0
-write = stored.write
-def slowly(texts, folder):
+making.WORTH = 0.0
+add = stored.Writer.add
+def slowly(writer, texts):
     print("writing", flush=True)
-    if sys.argv[3] == "hang":
-        (folder / stored.IDS).write_bytes(b"half")
-        time.sleep(60)
-    write(texts, folder)
-stored.write = slowly
+    add(writer, texts)
+    time.sleep(60 if sys.argv[3] == "hang" else 1)
+stored.Writer.add = slowly
 made = make_text_dataset(sys.argv[1], tokenizer=AutoTokenizer.from_pretrained(sys.argv[2]))
 print(len(made), type(made.samples).__name__, flush=True)
 """
@@ -232,14 +230,14 @@ def test_a_killed_writer_leaves_nothing_that_is_read(data, tokenizer, tiny_model
     assert process.stdout.readline() == "writing\n"
     process.kill()
     process.wait()
-    (left,) = kept.iterdir()
+    (left,) = kept.glob(f"{making.UNFINISHED}*")
     assert cache.find(kept, left.name) is None
     made = make_text_dataset(str(data / "texts.jsonl"), tokenizer=tokenizer)
     assert is_kept(made)
     assert len(made) == 20
-    old = time.time() - 2 * cache.ABANDONED
+    old = time.time() - 2 * making.ABANDONED
     os.utime(left, (old, old))
-    cache.clean(kept)
+    making.clean(kept)
     assert not left.exists()
     assert len(made) == 20
 
@@ -269,8 +267,19 @@ def test_of_two_writers_one_entry_is_left_and_both_read_it(data, tiny_model, kep
 def test_texts_are_read_as_they_were_written(tmp_path_factory, drawn):
     folder = tmp_path_factory.mktemp("texts")
     written = [TokenisedText(np.array(ids, np.int32), spans) for ids, spans in drawn]
-    stored.write(written, folder)
+    halves = written[: len(drawn) // 2], written[len(drawn) // 2 :]
+    parts = [stored.Arrays.of(half) for half in halves]
+    file = stored.Writer(folder)
+    for part in parts:
+        file.add(part)
+    in_memory = stored.Texts(stored.Arrays.joined(parts))
+    with (folder / "ids").open("ab") as cut:  # as a full disk does
+        cut.write(b"cut")
+    left = stored.Texts(file.so_far())
+    (folder / "ids").write_bytes((folder / "ids").read_bytes()[:-3])
     read = stored.StoredTexts(folder)
+    for other in (in_memory, left):
+        assert [each.sample() for each in other] == [each.sample() for each in read]
     assert [(each.ids.tolist(), list(each.spans)) for each in read] == [
         (ids, spans) for ids, spans in drawn
     ]

@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from automodel_core.errors import UserError
+from automodel_datasets import building
 from automodel_datasets.options import Options, longest_input
-from automodel_datasets.question_answer import Example, question_answer_dataset
+from automodel_datasets.question_answer import Example, preparing_answers
+from automodel_datasets.stored import Arrays, Texts
 from tests.plugins.datasets.styles import STYLES, Style
 
 BASE = Style(None, "", eos="<|endoftext|>", special=())
@@ -19,9 +21,11 @@ CHAT_TOKENIZER = STYLES["chatml"].tokenizer()
 BASE_TOKENIZER = BASE.tokenizer()
 
 
-def build(examples, tokenizer=CHAT_TOKENIZER, max_length=None, model_config=None):
+def dataset_of(examples, tokenizer=CHAT_TOKENIZER, max_length=None, model_config=None):
     options = Options(tokenizer=tokenizer, model_config=model_config, max_length=max_length)
-    return question_answer_dataset(examples, options)
+    parts = []
+    notes = building.build(examples, preparing_answers, options, parts.append)
+    return building.TokenisedDataset(Texts(Arrays.joined(parts)), notes)
 
 
 def learned(tokenizer, sample):
@@ -29,7 +33,7 @@ def learned(tokenizer, sample):
 
 
 def test_as_a_chat():
-    (sample,) = build([Example("It rains.", "What does it do?", "It rains.")])
+    (sample,) = dataset_of([Example("It rains.", "What does it do?", "It rains.")])
     assert CHAT_TOKENIZER.decode(sample["input_ids"]) == (
         "<|im_start|>user\nIt rains.\n\nWhat does it do?<|im_end|>\n"
         "<|im_start|>assistant\nIt rains.<|im_end|>\n"
@@ -38,7 +42,7 @@ def test_as_a_chat():
 
 
 def test_as_text():
-    (sample,) = build([Example("It rains.", "What does it do?", "It rains.")], BASE_TOKENIZER)
+    (sample,) = dataset_of([Example("It rains.", "What does it do?", "It rains.")], BASE_TOKENIZER)
     assert BASE_TOKENIZER.decode(sample["input_ids"]) == (
         "Context: It rains. Question: What does it do? Answer: It rains.<|endoftext|>"
     )
@@ -46,14 +50,14 @@ def test_as_text():
 
 
 def test_as_text_without_a_context():
-    (sample,) = build([Example("", "What is 12 plus one?", "13")], BASE_TOKENIZER)
+    (sample,) = dataset_of([Example("", "What is 12 plus one?", "13")], BASE_TOKENIZER)
     text = BASE_TOKENIZER.decode(sample["input_ids"])
     assert text == "Question: What is 12 plus one? Answer: 13<|endoftext|>"
 
 
 def test_bos_stands_in_front_if_the_tokenizer_puts_it_there():
     tokenizer = BASE_WITH_BOS.tokenizer()
-    (sample,) = build([Example("", "What is 12 plus one?", "13")], tokenizer)
+    (sample,) = dataset_of([Example("", "What is 12 plus one?", "13")], tokenizer)
     ids = sample["input_ids"]
     assert tokenizer.decode(ids) == "<s>Question: What is 12 plus one? Answer: 13</s>"
     assert ids[:-1] == tokenizer("Question: What is 12 plus one? Answer: 13")["input_ids"]
@@ -63,7 +67,7 @@ def test_bos_stands_in_front_if_the_tokenizer_puts_it_there():
 def test_the_prompt_has_the_tokens_that_it_has_alone():
     """At inference the prompt is tokenised without the answer: the boundary must be the same."""
     for text, tokenizer in (("text", BASE_TOKENIZER), ("chat", CHAT_TOKENIZER)):
-        (sample,) = build([RIVER], tokenizer)
+        (sample,) = dataset_of([RIVER], tokenizer)
         start = next(i for i, label in enumerate(sample["labels"]) if label != -100)
         prompt = tokenizer.decode(sample["input_ids"][:start])
         alone = tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -74,7 +78,7 @@ def test_without_an_end_token_there_is_nothing_to_learn_the_end_from():
     tokenizer = BASE.tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="neither a chat template nor an EOS token"):
-        build([RIVER], tokenizer)
+        dataset_of([RIVER], tokenizer)
 
 
 @settings(max_examples=40, deadline=None)
@@ -87,10 +91,14 @@ def test_the_context_is_cut_and_never_the_answer(length, words, tokenizer):
     """Every sample fits; the answer and its end are whole; nothing is lost without need."""
     context = " ".join(["the river é runs"] * words)
     example = Example(context, "where?", "through the old town")
-    whole = build([example], tokenizer)[0]
-    bare = build([Example("", "where?", "through the old town")], tokenizer)[0]
-    dataset = build([example], tokenizer, length)
-    assert len(dataset) == (len(bare["input_ids"]) <= length)
+    whole = dataset_of([example], tokenizer)[0]
+    bare = dataset_of([Example("", "where?", "through the old town")], tokenizer)[0]
+    if len(bare["input_ids"]) > length:
+        with pytest.raises(UserError, match="even without a context they exceed"):
+            dataset_of([example], tokenizer, length)
+        return
+    dataset = dataset_of([example], tokenizer, length)
+    assert len(dataset) == 1
     for sample in dataset:
         assert len(sample["input_ids"]) <= length
         assert learned(tokenizer, sample) == learned(tokenizer, whole)
@@ -102,7 +110,7 @@ def test_the_context_is_cut_and_never_the_answer(length, words, tokenizer):
 def test_what_was_cut_and_left_out_is_counted():
     long_answer = Example("", "where?", "through the old town " * 20)
     unanswered = Example("context", "why?", "")
-    dataset = build([RIVER, long_answer, unanswered], max_length=60)
+    dataset = dataset_of([RIVER, long_answer, unanswered], max_length=60)
     assert len(dataset) == 1
     assert dataset.notes == [
         "Rows left out because they have no answer: 1.",
@@ -112,14 +120,15 @@ def test_what_was_cut_and_left_out_is_counted():
 
 
 def test_a_context_without_a_question_is_never_cut_to_nothing():
-    dataset = build([Example(CONTEXT.strip(), "", "through the old town")], max_length=25)
+    dataset = dataset_of([Example(CONTEXT.strip(), "", "through the old town")], max_length=25)
     assert len(dataset) in (0, 1)
     for sample in dataset:
         assert "user\n<|im_end|>" not in CHAT_TOKENIZER.decode(sample["input_ids"])
 
 
-def test_rows_without_any_answer_make_an_empty_data_set():
-    assert len(build([Example("", "why?", "")])) == 0
+def test_rows_without_any_answer_are_refused():
+    with pytest.raises(UserError, match=r"No sample is left\. .*they have no answer: 1"):
+        dataset_of([Example("", "why?", "")])
 
 
 @pytest.mark.parametrize(
@@ -136,11 +145,11 @@ def test_the_longest_input_is_what_tokenizer_and_model_allow(tokenizer_limit, mo
 
 def test_the_models_limit_is_kept_by_default():
     config = LlamaConfig(max_position_embeddings=50)
-    (sample,) = build([RIVER], model_config=config)
+    (sample,) = dataset_of([RIVER], model_config=config)
     assert len(sample["input_ids"]) == pytest.approx(50, abs=2)
 
 
 def test_samples_are_plain_lists_and_the_same_each_time():
-    first, second = build([RIVER]), build([RIVER])
+    first, second = dataset_of([RIVER]), dataset_of([RIVER])
     assert first[0] == second[0]
     assert all(type(token) is int for token in first[0]["input_ids"] + first[0]["labels"])
