@@ -39,6 +39,20 @@ def test_triton_says_what_to_do():
     PeftConfig(use_triton=False)
 
 
+@pytest.mark.parametrize(
+    ("make", "settings", "reason"),
+    [
+        (PeftConfig, {"dropout": 0.1}, "dropout is 0.1"),
+        (Dora, {}, "none for DoRA"),
+        (PeftConfig, {"rank_pattern": {"q_proj": 512}}, "up to rank 256"),
+    ],
+)
+def test_triton_says_why_not(make, settings, reason):
+    with pytest.raises(UserError, match=reason):
+        make(use_triton=True, **settings)
+    make(use_triton="auto", **settings)
+
+
 @pytest.mark.parametrize("argument", ["rank_pattern", "alpha_pattern"])
 def test_patterns_of_sizes_must_mean_an_adapted_module(argument):
     config = PeftConfig(include_modules=["q_proj"], **{argument: {"v_proj": 2}})
