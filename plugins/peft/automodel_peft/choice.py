@@ -7,19 +7,41 @@ import importlib.util
 from typing import Literal
 
 import torch
+from torch import nn
+
+from automodel_core.errors import UserError
 
 LARGEST_RANK = 256
 
 
-def chosen_method(
-    use_triton: bool | Literal["auto"], features_in: int, features_out: int, rank: int
-) -> str:
-    """`plain` (`low_rank.add_low_rank`) or one of `lean_linear.METHODS`."""
-    if use_triton is True:
-        return "triton"
-    if use_triton is False or without_triton() or rank > LARGEST_RANK:
+def chosen_method(use_triton: bool | Literal["auto"], module: nn.Module, rank: int) -> str:
+    """`plain` (`low_rank.add_low_rank`) or one of `lean_linear.METHODS`.
+
+    Raises:
+        UserError: The kernels are demanded, and there are none for that layer.
+    """
+    if use_triton is False:
         return "plain"
-    return fastest(features_in, features_out, rank)
+    reason = ""
+    if type(module).forward is not nn.Linear.forward:
+        reason = f"a {type(module).__name__} has a product of its own"
+    elif rank > LARGEST_RANK:
+        reason = f"they go up to rank {LARGEST_RANK}, and an update has {rank}"
+    if use_triton is True:
+        if reason:
+            raise refused(reason)
+        return "triton"
+    unused = reason or without_triton()
+    return "plain" if unused else fastest(module.in_features, module.out_features, rank)
+
+
+def refused(reason: str) -> UserError:
+    """Of `use_triton: true`."""
+    return UserError(
+        f"use_triton: true demands Triton's kernels for the adapters, but {reason}.",
+        fix="leave it out, or add peft.use_triton=false to the command line",
+        argument="use_triton",
+    )
 
 
 def fastest(features_in: int, features_out: int, rank: int) -> str:

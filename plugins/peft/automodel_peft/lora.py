@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from automodel_core.protocols import Selection
 from automodel_peft import checks
-from automodel_peft.candidates import in_and_out
 from automodel_peft.choice import chosen_method
 from automodel_peft.describe import described
 from automodel_peft.export import adapter_config, adapter_state
@@ -87,6 +86,7 @@ class PeftConfig:
     embedding: ClassVar[type[AdaptedLayer]] = LoraEmbedding
     use_rslora: ClassVar[bool] = False
     use_dora: ClassVar[bool] = False
+    ranks_per_dim: ClassVar[int] = 1
 
     dtype: torch.dtype = attrs.field(init=False)
     _start: checks.Fingerprints = attrs.field(init=False, factory=dict)
@@ -104,10 +104,14 @@ class PeftConfig:
         return self.embedding if isinstance(module, nn.Embedding) else self.linear
 
     def method(self, planned: Planned) -> str:
-        """How that module is to compute; see `LayerSettings.method`."""
+        """How that module is to compute; see `LayerSettings.method`.
+
+        Raises:
+            UserError: Triton is demanded, and has no kernels for it.
+        """
         if not issubclass(self.kind(planned.module), LoraLinear) or self.use_dora or self.dropout:
             return "plain"
-        return chosen_method(self.use_triton, *in_and_out(planned.module), planned.rank)
+        return chosen_method(self.use_triton, planned.module, planned.rank * self.ranks_per_dim)
 
     def select(self, model: PreTrainedModel) -> Selection:
         """What `apply` would do to this model, which may be without weights.

@@ -9,7 +9,7 @@ import attrs
 import torch
 
 from automodel_core.errors import UserError
-from automodel_peft.choice import LARGEST_RANK, without_triton
+from automodel_peft.choice import refused, without_triton
 from automodel_peft.files import SavedAdapter
 
 if TYPE_CHECKING:
@@ -78,21 +78,14 @@ def check_triton(config: PeftConfig) -> None:
     """
     if config.use_triton is not True:
         return
-    ranks = [config.dim, *config.rank_pattern.values()]
     if config.dropout:
         reason = f"they compute without dropout, and dropout is {config.dropout}"
     elif config.use_dora:
         reason = f"there are none for {config.name}"
-    elif max(ranks) > LARGEST_RANK:
-        reason = f"they go up to rank {LARGEST_RANK}, and {max(ranks)} is asked for"
     else:
         reason = without_triton()
     if reason:
-        raise UserError(
-            f"use_triton: true demands Triton's kernels for the adapters, but {reason}.",
-            fix="leave it out, or add peft.use_triton=false to the command line",
-            argument="use_triton",
-        )
+        raise refused(reason)
 
 
 def check_variant(saved: SavedAdapter, config: PeftConfig) -> None:

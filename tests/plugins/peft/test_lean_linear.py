@@ -3,12 +3,12 @@
 Triton's interpreter runs the kernels where there is no GPU.
 """
 
-import importlib
-
 import pytest
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from automodel_peft.layers import LayerSettings, LoraLinear, adapt_in_place
 from automodel_peft.lean_linear import METHODS, lora_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,6 +62,14 @@ def test_it_is_the_product_and_so_are_its_gradients(method, shape):
         assert (ours - right).norm() < 2e-6 * right.norm()
 
 
+def test_float32_factors_beside_float16(method):
+    tensors = drawn(96, 32, 48, 5, dtype=torch.float16)
+    found = run(by(method), tensors)
+    assert [each.dtype for each in found] == 2 * [torch.float16] + 2 * [torch.float32]
+    for ours, right in zip(found, run(exact, [t.double() for t in tensors]), strict=True):
+        assert (ours - right).norm() < 3e-3 * right.norm()
+
+
 def test_a_second_time_gives_the_same_bits(method):
     tensors = drawn(*SHAPES[1])
     assert all(map(torch.equal, run(by(method), tensors), run(by(method), tensors)))
@@ -95,14 +103,34 @@ def test_it_is_the_same_under_activation_checkpointing(method):
 
 def test_the_operators_are_what_the_compiler_is_told():
     x, weight, bias, a, b = drawn(*SHAPES[0])
-    importlib.import_module("automodel_peft.lean_linear")
     torch.library.opcheck(
         torch.ops.automodel_peft.lora_linear.default,
         (x, weight, bias, a, b, torch.tensor(0.5, device=DEVICE), "lean"),
     )
 
 
-def test_it_compiles_into_one_graph():
-    tensors = drawn(*SHAPES[0])
-    compiled = torch.compile(by("lean"), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(run(compiled, tensors), run(by("lean"), tensors))
+def layer(method, dtype=torch.float32):
+    torch.manual_seed(0)
+    made = nn.Linear(24, 16).to(DEVICE, dtype).requires_grad_(False)
+    adapt_in_place(made, LoraLinear, LayerSettings(
+        rank=4, alpha=8, scale=2.0, dropout=0.0, dtype=torch.float32, seed=1, method=method,
+    ))  # fmt: skip
+    nn.init.normal_(made.lora_B)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_is_the_plain_layer_and_compiles_into_one_graph(dtype):
+    def stepped(made, called):
+        x = torch.linspace(-1, 1, 240, device=DEVICE).view(2, 5, 24).to(dtype).requires_grad_()
+        y = called(x)
+        y.square().sum().backward()
+        return [y.detach(), x.grad, made.lora_A.grad, made.lora_B.grad]
+
+    plain, lean, other = layer("plain", dtype), layer("lean", dtype), layer("lean", dtype)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    expected, found = stepped(plain, plain), stepped(lean, lean)
+    assert all(map(torch.equal, found, stepped(other, compiled)))
+    for ours, right in zip(found, expected, strict=True):
+        assert ours.dtype == right.dtype
+        assert (ours - right).norm() < (1e-5 if dtype == torch.float32 else 0.02) * right.norm()
