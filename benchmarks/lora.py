@@ -150,7 +150,7 @@ def milliseconds(device: torch.device, call: Callable[[], object]) -> float:
         return 1000 * (time.perf_counter() - started)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     # While the GPU sleeps, the call is queued: a slow launch isn't counted as the kernels' time.
-    torch.cuda._sleep(2_000_000)
+    torch.cuda._sleep(8_000_000)
     start.record()
     call()
     end.record()
@@ -309,12 +309,12 @@ def main() -> None:
                     row = measured(case, arguments.rounds, compiled, failed)
                 show(row)
                 rows.append(row)
+                if arguments.json:  # at once: whoever stops it keeps what is done
+                    found = {"environment": machine, "rows": rows, "failed": failed}
+                    arguments.json.write_text(json.dumps(found, indent=1))
     print(f"{time.perf_counter() - started:.0f} s")
     if not (arguments.products or arguments.tune):
         summary(rows)
-    if arguments.json:
-        found = {"environment": machine, "rows": rows, "failed": failed}
-        arguments.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
