@@ -9,6 +9,7 @@ from torch import nn
 
 from automodel_core.protocols import Selection
 from automodel_peft.candidates import grouped, in_and_out
+from automodel_peft.choice import without_triton
 from automodel_peft.plan import Plan
 from automodel_peft.trained import sharers
 
@@ -41,7 +42,19 @@ def _lines(config: PeftConfig, plan: Plan) -> list[str]:
         f"{config.name} of rank {rank}, alpha {alpha:g}{others}, on {len(plan.adapted)} modules:",
         *(f"  {line}" for line in grouped({n: each.module for n, each in plan.adapted.items()})),
         *(f"trains as a whole: {name}" for name in plan.trained),
+        *_methods(config, plan),
     ]
+
+
+def _methods(config: PeftConfig, plan: Plan) -> list[str]:
+    """Which way the adapters compute, if there was something to choose."""
+    if without_triton():
+        return []
+    found = Counter(config.method(each) for each in plan.adapted.values())
+    if config.use_triton == "auto" and set(found) == {"plain"}:
+        return []
+    asked = str(config.use_triton).lower()
+    return [f"use_triton: {asked}: " + ", ".join(f"{m} on {n}" for m, n in found.items())]
 
 
 def _notes(model: nn.Module, plan: Plan) -> list[str]:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from automodel_peft.candidates import in_and_out
+from automodel_peft.lean_linear import lora_linear
 from automodel_peft.low_rank import add_low_rank
 
 
@@ -34,6 +35,8 @@ class LayerSettings:
         dropout: Probability that an input of the update is dropped, while training.
         dtype: Of the new parameters.
         seed: Of their first values.
+        method: How a linear layer computes: of `lean_linear.METHODS`, or `plain` for the update
+            beside whatever the frozen layer does.
     """
 
     rank: int
@@ -42,6 +45,7 @@ class LayerSettings:
     dropout: float
     dtype: torch.dtype
     seed: int
+    method: str = "plain"
 
 
 class AdaptedLayer(nn.Module):
@@ -115,6 +119,9 @@ class LoraLinear(AdaptedLayer):
         b = torch.zeros(features_out, settings.rank, device="cpu")
         self.lora_A = new_parameter(a, self, settings)
         self.lora_B = new_parameter(b, self, settings)
+        # Quantised layers and those of remote classes have products of their own.
+        own = getattr(super().forward, "__func__", None)
+        self.lora_method = settings.method if own is nn.Linear.forward else "plain"
 
     def trained_factors(self) -> tuple[nn.Parameter, nn.Parameter]:
         return self.lora_A, self.lora_B
@@ -122,6 +129,9 @@ class LoraLinear(AdaptedLayer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., features_in]` to `[..., features_out]`."""
         dropout = self.settings.dropout if self.training else 0.0
+        if self.lora_method != "plain" and not dropout and frozen_here(self, x):
+            weight, bias = self.weight, self.bias
+            return lora_linear(x, weight, bias, self.factors(), self.lora_scale, self.lora_method)
         return add_low_rank(super().forward(x), x, self.factors(), self.lora_scale, dropout)
 
 
@@ -183,6 +193,19 @@ def device_beside(module: nn.Module) -> torch.device:
     values that would be lost with it."""
     device = module.weight.device
     return torch.device("cpu") if device.type == "meta" else device
+
+
+def frozen_here(module: nn.Linear, x: torch.Tensor) -> bool:
+    """Whether the layer is a frozen product of plain tensors in the dtype of `x`, which is all that
+    `lora_linear` computes; autocast, distributed and quantised tensors are for PyTorch."""
+    weight, bias = module.weight, module.bias
+    return (
+        type(weight) in (nn.Parameter, torch.Tensor)
+        and x.dtype == weight.dtype
+        and not weight.requires_grad
+        and not (bias is not None and bias.requires_grad)
+        and not torch.is_autocast_enabled(x.device.type)
+    )
 
 
 def oriented_weight(module: nn.Module) -> torch.Tensor:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from automodel_core.protocols import Selection
 from automodel_peft import checks
+from automodel_peft.choice import chosen_method
 from automodel_peft.describe import described
 from automodel_peft.export import adapter_config, adapter_state
 from automodel_peft.files import SavedAdapter, read_adapter, write_adapter
@@ -56,7 +57,8 @@ class PeftConfig:
         dim: Rank of the updates; lower means fewer parameters.
         alpha: The updates are multiplied by alpha / dim.
         dropout: Probability that an input of an update is dropped while training.
-        use_triton: Fused kernels aren't available yet: leave it out, or add peft.use_triton=false.
+        use_triton: Triton kernels for the adapters of linear layers: `true` demands them, which
+            needs an NVIDIA GPU and `dropout: 0`; `auto` takes what measured fastest for the shape.
         modules_to_save: Patterns of modules that train as a whole and are saved with the adapter.
         rank_pattern: Other ranks than `dim`, by pattern; the first that matches counts.
         alpha_pattern: Other alphas than `alpha`, by pattern; the first that matches counts.
@@ -70,7 +72,7 @@ class PeftConfig:
     dim: int = 8
     alpha: int = 32
     dropout: float = 0.0
-    use_triton: Literal[False] | None = None
+    use_triton: bool | Literal["auto"] = "auto"
     modules_to_save: list[str] | None = None
     rank_pattern: dict[str, int] = attrs.field(factory=dict)
     alpha_pattern: dict[str, float] = attrs.field(factory=dict)
@@ -84,6 +86,7 @@ class PeftConfig:
     embedding: ClassVar[type[AdaptedLayer]] = LoraEmbedding
     use_rslora: ClassVar[bool] = False
     use_dora: ClassVar[bool] = False
+    ranks_per_dim: ClassVar[int] = 1
 
     dtype: torch.dtype = attrs.field(init=False)
     _start: checks.Fingerprints = attrs.field(init=False, factory=dict)
@@ -99,6 +102,16 @@ class PeftConfig:
     def kind(self, module: nn.Module) -> type[AdaptedLayer]:
         """The class that `module` becomes."""
         return self.embedding if isinstance(module, nn.Embedding) else self.linear
+
+    def method(self, planned: Planned) -> str:
+        """How that module is to compute; see `LayerSettings.method`.
+
+        Raises:
+            UserError: Triton is demanded, and has no kernels for it.
+        """
+        if not issubclass(self.kind(planned.module), LoraLinear) or self.use_dora or self.dropout:
+            return "plain"
+        return chosen_method(self.use_triton, planned.module, planned.rank * self.ranks_per_dim)
 
     def select(self, model: PreTrainedModel) -> Selection:
         """What `apply` would do to this model, which may be without weights.
@@ -219,4 +232,5 @@ class PeftConfig:
             dropout=self.dropout,
             dtype=self.dtype,
             seed=crc32(name.encode(), self.seed & 0xFFFFFFFF),
+            method=self.method(planned),
         )

@@ -9,6 +9,7 @@ import attrs
 import torch
 
 from automodel_core.errors import UserError
+from automodel_peft.choice import refused, without_triton
 from automodel_peft.files import SavedAdapter
 
 if TYPE_CHECKING:
@@ -49,12 +50,7 @@ def check_options(config: PeftConfig) -> None:
     Raises:
         UserError: With the argument at fault.
     """
-    if config.use_triton:
-        raise UserError(
-            "use_triton: true demands fused kernels for adapters, and this version has none yet.",
-            fix="leave it out, or add peft.use_triton=false to the command line",
-            argument="use_triton",
-        )
+    check_triton(config)
     for argument, ranks in (("dim", [config.dim]), ("rank_pattern", config.rank_pattern.values())):
         if any(rank < 1 for rank in ranks):
             raise UserError("A rank is at least 1.", fix="write dim: 8", argument=argument)
@@ -72,6 +68,24 @@ def check_options(config: PeftConfig) -> None:
                     fix="leave it out",
                     argument=argument,
                 )
+
+
+def check_triton(config: PeftConfig) -> None:
+    """Refuse `use_triton: true` where the kernels can't be used; `auto` does without them.
+
+    Raises:
+        UserError: With the reason.
+    """
+    if config.use_triton is not True:
+        return
+    if config.dropout:
+        reason = f"they compute without dropout, and dropout is {config.dropout}"
+    elif config.use_dora:
+        reason = f"there are none for {config.name}"
+    else:
+        reason = without_triton()
+    if reason:
+        raise refused(reason)
 
 
 def check_variant(saved: SavedAdapter, config: PeftConfig) -> None:

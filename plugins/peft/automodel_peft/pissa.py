@@ -24,6 +24,7 @@ class Pissa(PeftConfig):
     name: ClassVar[str] = "PiSSA"
     linear: ClassVar[type[AdaptedLayer]] = PissaLinear
     embedding: ClassVar[type[AdaptedLayer]] = PissaEmbedding
+    ranks_per_dim: ClassVar[int] = 2
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()

@@ -24,7 +24,6 @@ NO_SIGNATURE = ("distributed_nvfsdp",)
 
 # Block -> the line and message of each refusal. A block that isn't here has no problem.
 REFUSED = {
-    "peft": [(15, "`use_triton` can't be true.")],
     # What the reference itself calls wrong, and a block that only shows a pattern.
     "target_pattern": [(1, "There is no key `component`.")],
     "missing_target_wrong": [(1, "`model` needs a `_target_`.")],

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from automodel_core.errors import GuardStop, UserError
 from automodel_peft.checks import check_trainable
+from automodel_peft.choice import chosen_method
 from automodel_peft.dora import Dora
 from automodel_peft.lora import PeftConfig
 from automodel_peft.lora_plus import LoraPlus
@@ -15,7 +18,7 @@ from tests.plugins.peft.models import adapted, llama, train
 @pytest.mark.parametrize(
     ("make", "settings", "argument"),
     [
-        (PeftConfig, {"use_triton": True}, "use_triton"),
+        (PeftConfig, {"use_triton": True, "dropout": 0.1}, "use_triton"),
         (PeftConfig, {"dim": 0}, "dim"),
         (PeftConfig, {"rank_pattern": {"q_proj": 0}}, "rank_pattern"),
         (PeftConfig, {"dropout": 1.0}, "dropout"),
@@ -32,11 +35,38 @@ def test_values_that_mean_nothing(make, settings, argument):
     assert raised.value.fix
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has the kernels")
 def test_triton_says_what_to_do():
     with pytest.raises(UserError) as raised:
         PeftConfig(use_triton=True)
     assert "peft.use_triton=false" in raised.value.fix
     PeftConfig(use_triton=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "reason"),
+    [
+        (PeftConfig, {"dropout": 0.1}, "dropout is 0.1"),
+        (Dora, {}, "none for DoRA"),
+    ],
+)
+def test_triton_says_why_not(make, settings, reason):
+    with pytest.raises(UserError, match=reason):
+        make(use_triton=True, **settings)
+    make(use_triton="auto", **settings)
+
+
+@pytest.mark.parametrize(
+    ("module", "rank", "reason"),
+    [
+        (nn.Linear(4, 4), 512, "up to rank 256"),
+        (Conv1D(4, 4), 8, "Conv1D has a product of its own"),
+    ],
+)
+def test_triton_says_which_layer_it_has_no_kernels_for(module, rank, reason):
+    with pytest.raises(UserError, match=reason):
+        chosen_method(True, module, rank)
+    assert chosen_method("auto", module, rank) == chosen_method(False, module, rank) == "plain"
 
 
 @pytest.mark.parametrize("argument", ["rank_pattern", "alpha_pattern"])

@@ -1,0 +1,61 @@
+"""How an adapted linear layer computes: what the YAML demands, or what measured fastest."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Literal
+
+import torch
+from torch import nn
+
+from automodel_core.errors import UserError
+
+LARGEST_RANK = 256
+
+
+def chosen_method(use_triton: bool | Literal["auto"], module: nn.Module, rank: int) -> str:
+    """`plain` (`low_rank.add_low_rank`) or one of `lean_linear.METHODS`.
+
+    Raises:
+        UserError: The kernels are demanded, and there are none for that layer.
+    """
+    if use_triton is False:
+        return "plain"
+    reason = ""
+    if type(module).forward is not nn.Linear.forward:
+        reason = f"a {type(module).__name__} has a product of its own"
+    elif rank > LARGEST_RANK:
+        reason = f"they go up to rank {LARGEST_RANK}, and an update has {rank}"
+    if use_triton is True:
+        if reason:
+            raise refused(reason)
+        return "triton"
+    unused = reason or without_triton()
+    return "plain" if unused else fastest(module.in_features, module.out_features, rank)
+
+
+def refused(reason: str) -> UserError:
+    """Of `use_triton: true`."""
+    return UserError(
+        f"use_triton: true demands Triton's kernels for the adapters, but {reason}.",
+        fix="leave it out, or add peft.use_triton=false to the command line",
+        argument="use_triton",
+    )
+
+
+def fastest(features_in: int, features_out: int, rank: int) -> str:
+    """By the table of `benchmarks/lora.py`, whose rows are all to agree with it."""
+    return "plain"  # until a GPU has measured the others
+
+
+@functools.cache
+def without_triton() -> str:
+    """Why Triton's kernels can't be used on this machine; empty if they can."""
+    if not torch.cuda.is_available():
+        return "PyTorch sees no GPU"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton isn't installed"
+    if torch.version.hip is not None or torch.cuda.get_device_capability() < (8, 0):
+        return "they are for NVIDIA GPUs from Ampere (compute capability 8.0) on"
+    return ""

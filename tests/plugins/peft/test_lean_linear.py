@@ -1,0 +1,136 @@
+"""A frozen linear layer and its LoRA in one function, by every method, against float64.
+
+Triton's interpreter runs the kernels where there is no GPU.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from automodel_peft.layers import LayerSettings, LoraLinear, adapt_in_place
+from automodel_peft.lean_linear import METHODS, lora_linear
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Tokens, features in and out, rank: beyond whole tiles, and several parts of a sum.
+SHAPES = [(5, 7, 9, 3), (130, 150, 70, 17), (96, 32, 300, 64)]
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    if METHODS[request.param]:
+        pytest.importorskip("triton")
+    return request.param
+
+
+def drawn(tokens, features_in, features_out, rank, dtype=torch.float32):
+    """x, W, bias, A and B; W and the bias are frozen."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(tokens, features_in), (features_out, features_in), (features_out,),
+             (rank, features_in), (features_out, rank)]  # fmt: skip
+    made = [torch.randn(size, generator=generator).to(DEVICE) for size in sizes]
+    made[:3] = [each.to(dtype) for each in made[:3]]
+    return [each.requires_grad_(number not in (1, 2)) for number, each in enumerate(made)]
+
+
+def run(function, tensors):
+    """The result and the gradients of x, A and B."""
+    leaves = [each.detach().clone().requires_grad_(each.requires_grad) for each in tensors]
+    result = function(*leaves)
+    weights = torch.linspace(-1, 1, result.numel(), device=DEVICE, dtype=torch.float64)
+    (result * weights.view(result.shape).to(result.dtype)).sum().backward()
+    return [result.detach(), *(each.grad for each in leaves if each.requires_grad)]
+
+
+def by(method):
+    def function(x, weight, bias, a, b):
+        return lora_linear(x, weight, bias, (a, b), torch.tensor(0.5, device=DEVICE), method)
+
+    return function
+
+
+def exact(x, weight, bias, a, b):
+    return x @ weight.t() + bias + 0.5 * (x @ a.t()) @ b.t()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_it_is_the_product_and_so_are_its_gradients(method, shape):
+    tensors = drawn(*shape)
+    found = run(by(method), tensors)
+    for ours, right in zip(found, run(exact, [t.double() for t in tensors]), strict=True):
+        assert ours.shape == right.shape
+        assert (ours - right).norm() < 2e-6 * right.norm()
+
+
+def test_float32_factors_beside_float16(method):
+    tensors = drawn(96, 32, 48, 5, dtype=torch.float16)
+    found = run(by(method), tensors)
+    assert [each.dtype for each in found] == 2 * [torch.float16] + 2 * [torch.float32]
+    for ours, right in zip(found, run(exact, [t.double() for t in tensors]), strict=True):
+        assert (ours - right).norm() < 3e-3 * right.norm()
+
+
+def test_a_second_time_gives_the_same_bits(method):
+    tensors = drawn(*SHAPES[1])
+    assert all(map(torch.equal, run(by(method), tensors), run(by(method), tensors)))
+
+
+def test_a_frozen_input_gets_no_gradient(method):
+    x, *others = drawn(*SHAPES[0])
+    by(method)(x.detach(), *others).sum().backward()
+    assert others[2].grad is not None
+    assert x.grad is None
+
+
+def test_it_takes_batches_and_gradients_that_lie_apart(method):
+    x, *others = drawn(24, 16, 8, 4)
+    batch = x.detach().view(2, 12, 16).transpose(0, 1)
+    found = by(method)(batch, *others).transpose(0, 1)
+    torch.testing.assert_close(found.reshape(24, 8), exact(x, *others), rtol=1e-4, atol=1e-4)
+    found.square().sum().backward()
+    expected = torch.autograd.grad(exact(x, *others).square().sum(), others[2])[0]
+    torch.testing.assert_close(others[2].grad, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_it_is_the_same_under_activation_checkpointing(method):
+    tensors = drawn(*SHAPES[0])
+
+    def again(*leaves):
+        return checkpoint(by(method), *leaves, use_reentrant=False)
+
+    assert all(map(torch.equal, run(by(method), tensors), run(again, tensors)))
+
+
+def test_the_operators_are_what_the_compiler_is_told():
+    x, weight, bias, a, b = drawn(*SHAPES[0])
+    torch.library.opcheck(
+        torch.ops.automodel_peft.lora_linear.default,
+        (x, weight, bias, a, b, torch.tensor(0.5, device=DEVICE), "lean"),
+    )
+
+
+def layer(method, dtype=torch.float32):
+    torch.manual_seed(0)
+    made = nn.Linear(24, 16).to(DEVICE, dtype).requires_grad_(False)
+    adapt_in_place(made, LoraLinear, LayerSettings(
+        rank=4, alpha=8, scale=2.0, dropout=0.0, dtype=torch.float32, seed=1, method=method,
+    ))  # fmt: skip
+    nn.init.normal_(made.lora_B)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_is_the_plain_layer_and_compiles_into_one_graph(dtype):
+    def stepped(made, called):
+        x = torch.linspace(-1, 1, 240, device=DEVICE).view(2, 5, 24).to(dtype).requires_grad_()
+        y = called(x)
+        y.square().sum().backward()
+        return [y.detach(), x.grad, made.lora_A.grad, made.lora_B.grad]
+
+    plain, lean, other = layer("plain", dtype), layer("lean", dtype), layer("lean", dtype)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    expected, found = stepped(plain, plain), stepped(lean, lean)
+    assert all(map(torch.equal, found, stepped(other, compiled)))
+    for ours, right in zip(found, expected, strict=True):
+        assert ours.dtype == right.dtype
+        assert (ours - right).norm() < (1e-5 if dtype == torch.float32 else 0.02) * right.norm()
