@@ -13,6 +13,10 @@ from automodel_core.errors import UserError
 
 LARGEST_RANK = 256
 
+# The largest rank at which reading dy once repays writing its product in more parts; and the
+# narrowest layer that gains from kernels more than launching them costs.
+ONCE, WIDE = 32, 4096
+
 
 def chosen_method(use_triton: bool | Literal["auto"], module: nn.Module, rank: int) -> str:
     """`plain` (`low_rank.add_low_rank`) or one of `lean_linear.METHODS`.
@@ -30,7 +34,7 @@ def chosen_method(use_triton: bool | Literal["auto"], module: nn.Module, rank: i
     if use_triton is True:
         if reason:
             raise refused(reason)
-        return "triton"
+        return "triton_once" if rank <= ONCE else "triton"
     unused = reason or without_triton()
     return "plain" if unused else fastest(module.in_features, module.out_features, rank)
 
@@ -45,8 +49,10 @@ def refused(reason: str) -> UserError:
 
 
 def fastest(features_in: int, features_out: int, rank: int) -> str:
-    """By the table of `benchmarks/lora.py`, whose rows are all to agree with it."""
-    return "plain"  # until a GPU has measured the others
+    """By the tables of docs/benchmarks/lora.md: on an H100, in 36 of 36 rows within 1%."""
+    if min(features_in, features_out) < WIDE:
+        return "lean"
+    return "triton_once" if rank <= ONCE else "triton_add"
 
 
 @functools.cache

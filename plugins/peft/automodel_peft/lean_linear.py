@@ -21,7 +21,6 @@ METHODS: Mapping[str, frozenset[str]] = {
     "lean": frozenset(),
     "triton": frozenset({"reduce", "add", "factor"}),
     "triton_add": frozenset({"add"}),
-    "triton_sums": frozenset({"reduce", "factor"}),
     "triton_once": frozenset({"reduce", "add", "factor", "once"}),
 }
 

@@ -13,7 +13,7 @@ import triton.language as tl
 
 # Rows (tokens), columns (features), warps and stages. Tuned by `benchmarks/lora.py --tune`.
 TILES = {
-    "reduce": (64, 128, 4, 3),
+    "reduce": (64, 128, 4, 2),
     "add": (64, 128, 4, 2),
     "factor": (64, 64, 4, 3),
     "once": (128, 64, 4, 2),
