@@ -2,8 +2,8 @@
 
 An entry is a folder under `~/.cache/automodel/tokens`. Its name is a hash of the author's function
 and its arguments, the options, the tokenizer and the code; in it stand the files that were read,
-with their sizes and times. If any of them has changed, or anything came from the network, there is
-no entry.
+with their sizes and times. Of the Hub's data sets it is which version was read. If any of them has
+changed, or anything else came from the network, there is no entry.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import attrs
 from automodel_core.caches import cache_folder
 from automodel_core.progress import report
 from automodel_datasets.building import TokenisedDataset
+from automodel_datasets.hub import is_current
 from automodel_datasets.making import ENTRY, MadeElsewhere, Making, lock_of
 from automodel_datasets.options import Options
 from automodel_datasets.reading import stamp
@@ -83,6 +84,7 @@ def name_of(
         return None
     own = {key: "the run's" if value is tokenizer or value is model else value
            for key, value in arguments.items()}  # fmt: skip
+    told = {k: v for k, v in tokenizer.init_kwargs.items() if k not in WHENCE}
     settled = attrs.asdict(options, filter=lambda field, _: field.name not in BY_ITSELF)
     template = tokenizer.chat_template
     parts = {
@@ -90,18 +92,21 @@ def name_of(
         "arguments": own,
         "options": [type(options).__name__, settled, options.limit],
         "tokenizer": [type(tokenizer).__name__, backend.to_str(), template],
-        "special": [tokenizer.special_tokens_map, tokenizer.init_kwargs],
+        "special": [tokenizer.special_tokens_map, told],
         "code": [own_code(), *map(version, PACKAGES)],
         "folder": os.getcwd(),
         # Llama 3's template writes the date.
         "day": time.strftime("%x") if "strftime_now" in json.dumps(template) else "",
     }
     try:
-        told = json.dumps(parts, sort_keys=True, default=plain)
+        named = json.dumps(parts, sort_keys=True, default=plain)
     except TypeError:
         return None
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    return hashlib.sha256(named.encode()).hexdigest()[:32]
 
+
+# Where a tokenizer came from, which says nothing of what it does.
+WHENCE = ("name_or_path", "local_files_only", "is_local", "token", "_commit_hash")
 
 # What stands in the name in another form.
 BY_ITSELF = ("tokenizer", "model_config")
@@ -131,6 +136,7 @@ def find(root: Path, name: str) -> TokenisedDataset | None:
         except (OSError, ValueError):
             continue
         files = entry["files"].items()
-        if all(stamp(path) == (tuple(was) if was else None) for path, was in files):
+        same = all(stamp(path) == (tuple(was) if was else None) for path, was in files)
+        if same and all(is_current(*each) for each in entry["prepared"]):
             return TokenisedDataset(StoredTexts(folder), entry["notes"])
     return None

@@ -11,7 +11,7 @@ from datasets.exceptions import DatasetNotFoundError
 from datasets.features.features import require_decoding
 
 from automodel_core.errors import UserError
-from automodel_datasets.reading import expect, note, reached
+from automodel_datasets.reading import accounted_for, expect, note, note_prepared, reached
 from automodel_datasets.rows import Row
 
 
@@ -28,14 +28,25 @@ def hub_rows(repository: str, split: str, *, argument: str, name: str | None) ->
         UserError: It can't be had; the message says why and what to do.
     """
     try:
-        rows = datasets.load_dataset(repository, name, split=split)
+        with accounted_for():
+            rows = datasets.load_dataset(repository, name, split=split)
     except DatasetNotFoundError as error:
         raise not_found(repository, str(error), argument) from None
     except ConnectionError:
         raise unreachable(repository, argument) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise refused(repository, error, argument) from error
+    for file in rows.cache_files:
+        note_prepared(repository, name, str(Path(file["filename"]).parent))
     return numbered(rows, f"{repository} {split}")
+
+
+def is_current(repository: str, name: str | None, folder: str) -> bool:
+    """Whether `datasets` would load it from this folder still; it asks the Hub, if it can."""
+    try:
+        return Path(datasets.load_dataset_builder(repository, name).cache_dir) == Path(folder)
+    except (OSError, ValueError, RuntimeError):  # loading it will tell
+        return False
 
 
 def numbered(rows: datasets.Dataset, source: str) -> Iterator[Row]:

@@ -119,7 +119,10 @@ class Making:
         """The entry's folder, if it could be written."""
         read = self.reading.files.items()
         files = {path: was for path, was in read if not path.startswith(str(self.root))}
-        entry = json.dumps({"files": files, "notes": list(notes)}, sort_keys=True)
+        prepared = [[*which, folder] for which, folder in self.reading.prepared.items()]
+        entry = json.dumps(
+            {"files": files, "prepared": prepared, "notes": list(notes)}, sort_keys=True
+        )
         place = self.root / f"{self.name}-{hashlib.sha256(entry.encode()).hexdigest()[:8]}"
         try:
             (self.files.folder / ENTRY).write_text(entry)

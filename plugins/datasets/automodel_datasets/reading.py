@@ -31,10 +31,13 @@ class Reading:
 
     Attributes:
         files: Files and folders by path, each as it was just before it was opened first.
-        elsewhere: Something came from the network.
+        prepared: Of the Hub's data sets, by repository and configuration, the folder that
+            `datasets` prepared it in: another version has another.
+        elsewhere: Something else came from the network.
     """
 
     files: dict[str, Stamp] = attrs.field(factory=dict)
+    prepared: dict[tuple[str, str | None], str] = attrs.field(factory=dict)
     elsewhere: bool = False
 
     def add(self, path: str) -> None:
@@ -58,6 +61,22 @@ def note(path: str | Path) -> None:
     """A file is about to be opened by something that Python doesn't hear of."""
     for each in _under_way:
         each.add(os.fspath(path))
+
+
+def note_prepared(repository: str, name: str | None, folder: str) -> None:
+    """A data set of the Hub was loaded, from this folder."""
+    for each in _under_way:
+        each.prepared[repository, name] = folder
+
+
+@contextmanager
+def accounted_for() -> Iterator[None]:
+    """Within it nothing is recorded: whoever reads notes what that depends on."""
+    heard, _under_way[:] = _under_way[:], []
+    try:
+        yield
+    finally:
+        _under_way[:] = heard
 
 
 @contextmanager

@@ -37,9 +37,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer(with_body=True)
 
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.answer(with_body=True)
+
     def answer(self, with_body):
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
-        api = parts[:2] == ["api", "models"]
+        if parts[0] == "datasets":
+            parts = parts[1:]
+        api = parts[0] == "api" and parts[1] in ("models", "datasets")
         repository, rest = "/".join((parts[2:] if api else parts)[:2]), parts[4 if api else 2 :]
         self.server.asked.append((self.command, self.path))
         if repository == "tiny/silent":
@@ -48,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(*REFUSALS[repository], b"{}", with_body)
         elif repository not in self.server.repositories:
             self.reply(404, {"X-Error-Code": "RepoNotFound"}, b"{}", with_body)
-        elif rest and rest[0] in VERSIONED and rest[1] not in ("main", COMMIT):
+        elif rest and rest[0] in VERSIONED and rest[1] not in ("main", self.server.commit):
             self.reply(404, {"X-Error-Code": "RevisionNotFound"}, b"{}", with_body)
         else:
             folder = self.server.repositories[repository]
@@ -57,14 +63,14 @@ class Handler(BaseHTTPRequestHandler):
     def describe(self, repository, folder, rest, with_body):
         """`/api/models/R/revision/V` and `/api/models/R/tree/V`."""
         files = sorted(path for path in folder.iterdir() if path.is_file())
-        if rest and rest[0] == "tree":
+        if rest and rest[0] in ("tree", "paths-info"):
             body = [
                 {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": etag(f)}
                 for f in files
             ]
         else:
             siblings = [{"rfilename": f.name} for f in files]
-            body = {"id": repository, "sha": COMMIT, "siblings": siblings}
+            body = {"id": repository, "sha": self.server.commit, "siblings": siblings}
         headers = {"Content-Type": "application/json"}
         self.reply(200, headers, json.dumps(body).encode(), with_body)
 
@@ -74,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             self.reply(404, {"X-Error-Code": "EntryNotFound"}, b"", with_body)
             return
-        headers = {"ETag": f'"{etag(path)}"', "X-Repo-Commit": COMMIT}
+        headers = {"ETag": f'"{etag(path)}"', "X-Repo-Commit": self.server.commit}
         self.reply(200, headers, path.read_bytes(), with_body)
 
     def reply(self, status, headers, body, with_body):
@@ -93,6 +99,6 @@ def etag(path: Path) -> str:
 def start(repositories: dict[str, Path]) -> ThreadingHTTPServer:
     """Serve `repositories` on a free port until `shutdown()`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.repositories, server.asked = repositories, []
+    server.repositories, server.asked, server.commit = repositories, [], COMMIT
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
