@@ -1,8 +1,9 @@
 """One contestant of `race.py`, in a process of its own: it trains as many steps as it is told to.
 
-Reads commands as lines of JSON, {"steps": n}, and answers each with seconds and losses of its steps
-and its peak memory. Between commands it gives cached memory back, so that several contestants fit
-on one GPU; the first steps after that are slower, and `race.py` doesn't count them.
+Reads commands as lines of JSON, {"steps": n, "profiled": m}, and answers each with seconds, losses
+and learned tokens of its steps, its peak memory, and where the time of the last m went. Between
+commands it gives cached memory back, so that several contestants fit on one GPU; the first steps
+after that are slower, and `race.py` doesn't count them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+
 # What all contestants train with.
 RATE, CLIP = 1e-5, 1.0
 RANK, ALPHA, TARGETS = 8, 16, ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -38,9 +40,9 @@ class Case:
     Attributes:
         model: A folder with configuration and weights.
         rows: What `race_rows.write_rows` wrote.
-        kind: "full", "lora" or "packed".
-        batch: Rows of a step.
-        length: Tokens of a row.
+        kind: "full", "lora", "packed", or "ragged": full, documents of many lengths.
+        batch: Rows of a step; documents of one, where they are ragged.
+        length: Tokens of a row; of the longest document.
         yaml: The same for automodel.
         scratch: A folder for whatever a contestant writes.
     """
@@ -72,27 +74,43 @@ class Gate:
 
     def __init__(self, commands: TextIO, replies: TextIO) -> None:
         self.commands, self.replies = commands, replies
-        self.left = 0
+        self.left = self.profiled = 0
         self.ends: list[Any] = []
         self.losses: list[Loss] = []
+        self.learned: list[Loss] = []
+        self.profile: torch.profiler.profile | None = None
 
     def before(self) -> None:
         """A step is about to begin: wait until it may. Exits when there are no more commands."""
-        if self.left:
-            return
+        if not self.left:
+            self.next_command()
+        if self.left == self.profiled:
+            self.profile = torch.profiler.profile()
+            self.profile.start()
+
+    def next_command(self) -> None:
+        """Answer the last command, if there was one, and wait for the next."""
         if self.ends:
             self.reply()
         line = self.commands.readline()
         if not line:
             os._exit(0)
-        self.left, self.losses = json.loads(line)["steps"], []
+        told = json.loads(line)
+        self.left, self.profiled = told["steps"], told.get("profiled", 0)
+        self.losses, self.learned = [], []
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self.ends = [now()]
 
-    def after(self, loss: Loss) -> None:
-        """A step's work has all been asked for."""
+    def after(self, loss: Loss, learned: Loss) -> None:
+        """A step's work has all been asked for.
+
+        Args:
+            loss: Its mean loss, or what gives it.
+            learned: How many tokens it was the mean of, likewise.
+        """
         self.losses.append(loss)
+        self.learned.append(learned)
         self.ends.append(now())
         self.left -= 1
 
@@ -103,13 +121,45 @@ class Gate:
         found = {
             "seconds": [between(a, b) for a, b in pairwise(self.ends)],
             "losses": [float(each() if callable(each) else each) for each in self.losses],
+            "learned": [int(each() if callable(each) else each) for each in self.learned],
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0,
         }
-        self.losses = []
+        self.losses, self.learned = [], []
+        if self.profile:
+            self.profile.stop()
+            found["profile"] = where_time_went(self.profile)
+            self.profile = None
         gc.collect()
         if on_gpu:
             torch.cuda.empty_cache()
         print(json.dumps(found), file=self.replies, flush=True)
+
+
+def where_time_went(profile: torch.profiler.profile, most: int = 25) -> dict[str, Any]:
+    """Of the device's work in a profile.
+
+    Returns:
+        `span`, seconds from its first kernel to the end of its last; `idle`, the share of them in
+        which none ran; `kernels`, the longest by name: seconds, and how many.
+    """
+    events = [each for each in profile.events() if each.device_type.name == "CUDA"]
+    spans = sorted((each.time_range.start, each.time_range.end) for each in events)
+    busy, end = 0.0, spans[0][0] if spans else 0.0
+    for start, stop in spans:
+        busy += max(stop - max(start, end), 0.0)
+        end = max(end, stop)
+    whole = end - spans[0][0] if spans else 0.0
+    by_name: dict[str, list[float]] = {}
+    for each in events:
+        of_it = by_name.setdefault(each.name, [0.0, 0])
+        of_it[0] += each.time_range.elapsed_us() / 1e6
+        of_it[1] += 1
+    longest = sorted(by_name.items(), key=lambda item: -item[1][0])[:most]
+    return {
+        "span": whole / 1e6,
+        "idle": 1 - busy / whole if whole else None,
+        "kernels": [[name[:120], *of_it] for name, of_it in longest],
+    }
 
 
 def now() -> Any:
@@ -125,8 +175,10 @@ def between(a: Any, b: Any) -> float:
     return a.elapsed_time(b) / 1000 if hasattr(a, "elapsed_time") else b - a
 
 
-def automodel(case: Case, gate: Gate) -> None:
-    """Ours, from a YAML file."""
+def automodel(case: Case, gate: Gate, **changes: Any) -> None:
+    """Ours, from a YAML file, with sections changed or, by None, left out."""
+    from ruamel.yaml import YAML
+
     from automodel_core.bench.measuring import ready
     from automodel_core.cli.loading import load
     from automodel_core.train.build import no_hooks
@@ -134,13 +186,41 @@ def automodel(case: Case, gate: Gate) -> None:
     from automodel_core.train.loop import optimizer_step
     from automodel_core.train.signals import StopRequest
 
-    loaded = load([str(case.yaml)], allow=["race_rows."], strict=True)
+    file = case.yaml
+    if changes:
+        reader = YAML(typ="safe")
+        asked = reader.load(file)
+        asked = {name: value for name, value in (asked | changes).items() if value is not None}
+        case.scratch.mkdir()
+        file = case.scratch / "changed.yaml"
+        reader.dump(asked, file)
+    loaded = load([str(file)], allow=["race_rows."], strict=True)
     context = RunContext(targets=loaded.targets, hooks=no_hooks(), effective={})
     with ready(loaded.require(), context) as (run, _):
         while True:
             gate.before()
             reading = optimizer_step(run, StopRequest())
-            gate.after(lambda each=reading: each.metrics().loss)
+            gate.after(
+                lambda each=reading: each.metrics().loss,
+                lambda each=reading: each.metrics().num_label_tokens,
+            )
+
+
+def automodel_varlen(case: Case, gate: Gate) -> None:
+    """Ours with torch's varlen kernels."""
+    model = {
+        "_target_": "causal_lm",
+        "pretrained_model_name_or_path": str(case.model),
+        "torch_dtype": "bfloat16",
+        "attn_implementation": "varlen",
+    }
+    automodel(case, gate, model=model)
+
+
+def automodel_unpacked(case: Case, gate: Gate) -> None:
+    """Ours on rows of one document each, of other tokens."""
+    mock = {"_target_": "mock", "length": case.length}
+    automodel(case, gate, dataset=mock, packed_sequence=None)
 
 
 def by_hand(case: Case, gate: Gate) -> None:
@@ -168,7 +248,7 @@ def trainer(case: Case, gate: Gate) -> None:
 
 
 def with_trainer(case: Case, gate: Gate, liger: bool) -> None:
-    from race_rows import Rows
+    from race_rows import Ragged, Rows, padded, stacked
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
     if liger:
@@ -180,17 +260,23 @@ def with_trainer(case: Case, gate: Gate, liger: bool) -> None:
         lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS))
         model = get_peft_model(model, lora)
     arguments = TrainingArguments(**trainer_arguments(case), use_liger_kernel=liger)
-    rows = Rows(case.rows, packed=case.kind == "packed")
-    race_trainer(Trainer, case, gate, rows, model=model, args=arguments)
+    if case.kind == "ragged":
+        rows, collate = Ragged(case.rows), padded
+    else:
+        rows, collate = Rows(case.rows, packed=case.kind == "packed"), stacked
+    race_trainer(Trainer, gate, rows, model=model, args=arguments, data_collator=collate)
 
 
 def unsloth(case: Case, gate: Gate) -> None:
-    """unsloth without what makes it slower here: accumulation, checkpointing, padding-free rows."""
-    os.environ["UNSLOTH_DISABLE_AUTO_PADDING_FREE"] = "1"
+    """unsloth without what makes it slower here: accumulation, checkpointing, and, where all rows
+    are of one length, its padding-free rows."""
+    ragged = case.kind == "ragged"
+    if not ragged:
+        os.environ["UNSLOTH_DISABLE_AUTO_PADDING_FREE"] = "1"
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     from unsloth import FastLanguageModel  # noqa: I001  before trl and transformers
     from datasets import Dataset
-    from race_rows import Rows
+    from race_rows import Ragged, Rows, stacked
     from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = FastLanguageModel.from_pretrained(
@@ -214,19 +300,22 @@ def unsloth(case: Case, gate: Gate) -> None:
         **trainer_arguments(case),
         max_length=case.length,
         packing=False,
-        padding_free=False,
+        padding_free=ragged,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    columns = Rows(case.rows, packed=False).columns
-    rows = Dataset.from_dict({name: list(each.numpy()) for name, each in columns.items()})
+    columns = Ragged(case.rows).columns if ragged else Rows(case.rows, packed=False).columns
+    rows = Dataset.from_dict(
+        {name: [row.numpy() for row in each] for name, each in columns.items()}
+    )
     race_trainer(
         SFTTrainer,
-        case,
         gate,
-        rows.with_format("torch"),
+        rows if ragged else rows.with_format("torch"),
         model=model,
         args=arguments,
         processing_class=tokenizer,
+        # Its own collator lays rows of several lengths behind each other.
+        data_collator=None if ragged else stacked,
     )
 
 
@@ -245,7 +334,7 @@ def trainer_arguments(case: Case) -> dict[str, Any]:
         "optim": "adamw_torch_fused",
         "bf16": True,
         "use_cpu": not case.on_gpu,
-        "train_sampling_strategy": "sequential",
+        "train_sampling_strategy": "group_by_length" if case.kind == "ragged" else "sequential",
         "remove_unused_columns": False,
         "dataloader_num_workers": 2,
         "dataloader_pin_memory": case.on_gpu,
@@ -257,9 +346,9 @@ def trainer_arguments(case: Case) -> dict[str, Any]:
     }
 
 
-def race_trainer(kind: type, case: Case, gate: Gate, rows: Any, **given: Any) -> None:
+def race_trainer(kind: type, gate: Gate, rows: Any, **given: Any) -> None:
     """Train with a Trainer whose steps pass the gate."""
-    from race_rows import stacked
+    from race_rows import IGNORED
     from transformers import TrainerCallback
 
     class AtGate(TrainerCallback):
@@ -267,15 +356,17 @@ def race_trainer(kind: type, case: Case, gate: Gate, rows: Any, **given: Any) ->
             gate.before()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            gate.after(losses.pop())
+            gate.after(*done.pop())
 
-    losses: list[torch.Tensor] = []
-    made = kind(train_dataset=rows, data_collator=stacked, callbacks=[AtGate()], **given)
+    done: list[tuple[torch.Tensor, torch.Tensor]] = []
+    made = kind(train_dataset=rows, callbacks=[AtGate()], **given)
     inner = made.training_step
 
-    def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
-        losses.append(inner(*args, **kwargs).detach())
-        return losses[-1]
+    def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        learned = (inputs["labels"][:, 1:] != IGNORED).sum()
+        loss = inner(model, inputs, *args, **kwargs).detach()
+        done.append((loss, learned))
+        return loss
 
     made.training_step = training_step
     made.train()
@@ -283,6 +374,8 @@ def race_trainer(kind: type, case: Case, gate: Gate, rows: Any, **given: Any) ->
 
 CONTESTANTS = {
     "automodel": automodel,
+    "automodel varlen": automodel_varlen,
+    "automodel unpacked": automodel_unpacked,
     "by hand": by_hand,
     "torchtitan + compile": torchtitan,
     "unsloth": unsloth,

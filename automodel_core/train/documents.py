@@ -83,8 +83,9 @@ def document_blocks(batch: Batch, put: Callable[[torch.Tensor], torch.Tensor]) -
 
     A token sees what lies between its document's start and itself. So of keys in blocks of BLOCK
     tokens, a block of queries sees those from the one that its first token's document begins in;
-    and all of a block, which needs no mask, if that lies before the queries and behind the start of
-    the last one's document. That is decided per block, where `create_block_mask` looks at all pairs.
+    and all of a block, which needs no mask, if that lies before the queries and behind the start
+    of the last one's document. That is told from a few tokens of each block, where
+    `create_block_mask` looks at all pairs.
 
     Args:
         batch: As for `document_bounds`. Each padding token sees itself alone.

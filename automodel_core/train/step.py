@@ -242,9 +242,7 @@ class Objective:
 
     def prepare(self, batch: Batch) -> MicroBatch:
         """A collated batch as this model takes it."""
-        return prepare_micro_batch(
-            batch, self.device, self.multiple, self.rows_of, self.documents
-        )
+        return prepare_micro_batch(batch, self.device, self.multiple, self.rows_of, self.documents)
 
     def loss_sum(self, micro_batch: MicroBatch) -> torch.Tensor:
         """The float32 sum of the token losses, not divided by anything."""
