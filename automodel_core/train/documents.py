@@ -105,7 +105,8 @@ def document_blocks(batch: Batch, put: Callable[[torch.Tensor], torch.Tensor]) -
     end = (begin + BLOCK).clamp(max=length)
     first, last = starts[:, begin, None], starts[:, end - 1, None]
     seen = (begin <= begin[:, None]) & (end > first)
-    full = seen & (begin < begin[:, None]) & (begin >= last)
+    whole = begin + BLOCK <= length  # what stands behind the row sees nothing
+    full = seen & whole[:, None] & (begin < begin[:, None]) & (begin >= last)
     orders = (put(each) for some in (seen & ~full, full) for each in in_order(some[:, None]))
     return {"attention_mask": block_mask(put(starts.to(torch.int32)), *orders)}
 
