@@ -1,23 +1,16 @@
 """One contestant of `race.py`, in a process of its own: it trains as many steps as it is told to.
 
-Reads commands as lines of JSON, {"steps": n, "profiled": m}, and answers each with seconds, losses
-and learned tokens of its steps, its peak memory, and where the time of the last m went. Between
-commands it gives cached memory back, so that several contestants fit on one GPU; the first steps
-after that are slower, and `race.py` doesn't count them.
+`race_gate.py` says how it is told.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import sys
-import time
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import attrs
 import torch
@@ -26,11 +19,11 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 
+from race_gate import Gate  # noqa: E402
+
 # What all contestants train with.
 RATE, CLIP = 1e-5, 1.0
 RANK, ALPHA, TARGETS = 8, 16, ("q_proj", "k_proj", "v_proj", "o_proj")
-
-Loss = torch.Tensor | Callable[[], float]
 
 
 @attrs.frozen
@@ -62,117 +55,6 @@ class Case:
     @property
     def device(self) -> str:
         return "cuda" if self.on_gpu else "cpu"
-
-
-class Gate:
-    """Lets steps through when told to, and times them from end to end without waiting in between.
-
-    Args:
-        commands: Where they come from.
-        replies: Where answers go.
-    """
-
-    def __init__(self, commands: TextIO, replies: TextIO) -> None:
-        self.commands, self.replies = commands, replies
-        self.left = self.profiled = 0
-        self.ends: list[Any] = []
-        self.losses: list[Loss] = []
-        self.learned: list[Loss] = []
-        self.profile: torch.profiler.profile | None = None
-
-    def before(self) -> None:
-        """A step is about to begin: wait until it may. Exits when there are no more commands."""
-        if not self.left:
-            self.next_command()
-        if self.left == self.profiled:
-            self.profile = torch.profiler.profile()
-            self.profile.start()
-
-    def next_command(self) -> None:
-        """Answer the last command, if there was one, and wait for the next."""
-        if self.ends:
-            self.reply()
-        line = self.commands.readline()
-        if not line:
-            os._exit(0)
-        told = json.loads(line)
-        self.left, self.profiled = told["steps"], told.get("profiled", 0)
-        self.losses, self.learned = [], []
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        self.ends = [now()]
-
-    def after(self, loss: Loss, learned: Loss) -> None:
-        """A step's work has all been asked for.
-
-        Args:
-            loss: Its mean loss, or what gives it.
-            learned: How many tokens it was the mean of, likewise.
-        """
-        self.losses.append(loss)
-        self.learned.append(learned)
-        self.ends.append(now())
-        self.left -= 1
-
-    def reply(self) -> None:
-        on_gpu = torch.cuda.is_available()
-        if on_gpu:
-            torch.cuda.synchronize()
-        found = {
-            "seconds": [between(a, b) for a, b in pairwise(self.ends)],
-            "losses": [float(each() if callable(each) else each) for each in self.losses],
-            "learned": [int(each() if callable(each) else each) for each in self.learned],
-            "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0,
-        }
-        self.losses, self.learned = [], []
-        if self.profile:
-            self.profile.stop()
-            found["profile"] = where_time_went(self.profile)
-            self.profile = None
-        gc.collect()
-        if on_gpu:
-            torch.cuda.empty_cache()
-        print(json.dumps(found), file=self.replies, flush=True)
-
-
-def where_time_went(profile: torch.profiler.profile, most: int = 25) -> dict[str, Any]:
-    """Of the device's work in a profile.
-
-    Returns:
-        `span`, seconds from its first kernel to the end of its last; `idle`, the share of them in
-        which none ran; `kernels`, the longest by name: seconds, and how many.
-    """
-    events = [each for each in profile.events() if each.device_type.name == "CUDA"]
-    spans = sorted((each.time_range.start, each.time_range.end) for each in events)
-    busy, end = 0.0, spans[0][0] if spans else 0.0
-    for start, stop in spans:
-        busy += max(stop - max(start, end), 0.0)
-        end = max(end, stop)
-    whole = end - spans[0][0] if spans else 0.0
-    by_name: dict[str, list[float]] = {}
-    for each in events:
-        of_it = by_name.setdefault(each.name, [0.0, 0])
-        of_it[0] += each.time_range.elapsed_us() / 1e6
-        of_it[1] += 1
-    longest = sorted(by_name.items(), key=lambda item: -item[1][0])[:most]
-    return {
-        "span": whole / 1e6,
-        "idle": 1 - busy / whole if whole else None,
-        "kernels": [[name[:120], *of_it] for name, of_it in longest],
-    }
-
-
-def now() -> Any:
-    """A mark in the device's work."""
-    if not torch.cuda.is_available():
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def between(a: Any, b: Any) -> float:
-    return a.elapsed_time(b) / 1000 if hasattr(a, "elapsed_time") else b - a
 
 
 def automodel(case: Case, gate: Gate, **changes: Any) -> None:
@@ -297,7 +179,7 @@ def unsloth(case: Case, gate: Gate) -> None:
             use_gradient_checkpointing=False,
         )
     arguments = SFTConfig(
-        **trainer_arguments(case),
+        **trainer_arguments(case, pads=not ragged),
         max_length=case.length,
         packing=False,
         padding_free=ragged,
@@ -319,8 +201,10 @@ def unsloth(case: Case, gate: Gate) -> None:
     )
 
 
-def trainer_arguments(case: Case) -> dict[str, Any]:
-    """What a Trainer is told, whoever's it is."""
+def trainer_arguments(case: Case, *, pads: bool = True) -> dict[str, Any]:
+    """What a Trainer is told, whoever's it is. Documents that are padded stand among others of
+    their length."""
+    grouped = case.kind == "ragged" and pads
     return {
         "output_dir": str(case.scratch),
         "per_device_train_batch_size": case.batch,
@@ -334,7 +218,7 @@ def trainer_arguments(case: Case) -> dict[str, Any]:
         "optim": "adamw_torch_fused",
         "bf16": True,
         "use_cpu": not case.on_gpu,
-        "train_sampling_strategy": "group_by_length" if case.kind == "ragged" else "sequential",
+        "train_sampling_strategy": "group_by_length" if grouped else "sequential",
         "remove_unused_columns": False,
         "dataloader_num_workers": 2,
         "dataloader_pin_memory": case.on_gpu,
