@@ -1,6 +1,6 @@
 """Attention within documents alone, forward and backward, by all kernels that can do it.
 
-    python benchmarks/packed_attention.py [--out FILE.json]
+    python benchmarks/packed_attention.py [--tiles] [--out FILE.json]
 
 Two rows of 4,096 tokens for the 1B shape and one for 8B, bfloat16, filled with documents of 256 to
 4,096 tokens, or of lengths as chats have them; and rows of one document by SDPA's cuDNN kernels,
@@ -35,6 +35,8 @@ from automodel_core.train.documents import document_blocks, document_bounds  # n
 # Heads, of which keys and values have fewer; width; rows of a step; layers of the model.
 SHAPES = {"1b": (32, 8, 64, 2, 16), "8b": (32, 8, 128, 1, 32)}
 LENGTH, CALLS, ROUNDS = 4096, 5, 5
+# Makes masks, and gives what computes attention.
+Way = Callable[["Case"], Callable[[], torch.Tensor]]
 
 
 @attrs.frozen
@@ -192,16 +194,39 @@ def unpacked(case: Case) -> Callable[[], torch.Tensor]:
 WAYS = {
     "flex, masked as by transformers": flex_as_transformers,
     "flex, masked by starts": flex,
+    "flex, each row sees something": partial(flex, ROWS_GUARANTEED_SAFE=True),
+    "flex, queries scaled before": partial(flex, PRESCALE_QK=True),
     "flex, TMA": partial(flex, USE_TMA=True),
-    "flex, rows contiguous": partial(flex, ROWS_GUARANTEED_SAFE=True, BLOCKS_ARE_CONTIGUOUS=True),
-    "flex, 8 warps forward": partial(
-        flex, fwd_BLOCK_M=128, fwd_BLOCK_N=64, fwd_num_warps=8, fwd_num_stages=3
-    ),
     "varlen": varlen,
     "varlen, grouped heads": varlen_grouped,
     "cuDNN, ragged": cudnn_ragged,
     "cuDNN, one document a row": unpacked,
 }
+
+
+# Tiles of FlexAttention's kernels: of queries and keys, stages and warps; in the backward pass two
+# pairs of tiles. Forward and backward are compiled apart, so one list serves both.
+FORWARD = [
+    (128, 128, 3, 4), (128, 64, 3, 4), (128, 128, 2, 8), (64, 128, 3, 4), (128, 64, 3, 8),
+    (128, 64, 2, 4), (64, 64, 3, 4),
+]  # fmt: skip
+BACKWARD = [
+    (64, 128, 128, 64, 3, 4), (64, 128, 128, 64, 3, 8), (64, 64, 64, 64, 3, 4),
+    (64, 128, 128, 64, 2, 8), (128, 128, 128, 128, 2, 8), (32, 128, 128, 32, 3, 4),
+    (64, 128, 128, 64, 2, 4),
+]  # fmt: skip
+
+
+def tiled(forward: tuple[int, ...], backward: tuple[int, ...]) -> Way:
+    """FlexAttention with these tiles."""
+    ahead = zip(("BLOCK_M", "BLOCK_N", "num_stages", "num_warps"), forward, strict=True)
+    names = ("BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2", "num_stages", "num_warps")
+    options = {f"fwd_{name}": value for name, value in ahead}
+    options |= {f"bwd_{name}": value for name, value in zip(names, backward, strict=True)}
+    return partial(flex, ROWS_GUARANTEED_SAFE=True, **options)
+
+
+TILES = {f"{a} {b}": tiled(a, b) for a, b in zip(FORWARD, BACKWARD, strict=True)}
 
 
 def in_float32(case: Case, gradient: torch.Tensor) -> list[torch.Tensor]:
@@ -230,7 +255,7 @@ def timed(run: Callable[[], object]) -> float:
     return start.elapsed_time(end) / CALLS
 
 
-def measure(shape: str, kind: str) -> list[dict[str, Any]]:
+def measure(shape: str, kind: str, ways: dict[str, Way]) -> list[dict[str, Any]]:
     """All ways on one case."""
     case = case_of(shape, kind)
     inputs = (case.query, case.key, case.value)
@@ -238,7 +263,7 @@ def measure(shape: str, kind: str) -> list[dict[str, Any]]:
     expected = in_float32(case, gradient)
     ready: dict[str, Callable[[], torch.Tensor]] = {}
     rows = []
-    for name, way in WAYS.items():
+    for name, way in ways.items():
         row = {"shape": shape, "documents": kind, "way": name, "forward": [], "both": []}
         try:
             started = time.perf_counter()
@@ -295,14 +320,15 @@ def making_a_mask(kind: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("packed_attention.json"))
+    parser.add_argument("--tiles", action="store_true", help="FlexAttention's, in place of all")
     options = parser.parse_args()
-    rows = []
+    rows, ways = [], TILES if options.tiles else WAYS
     for shape in SHAPES:
         for kind in ("even", "chats"):
-            rows += measure(shape, kind)
+            rows += measure(shape, kind, ways)
             options.out.write_text(json.dumps({"rows": rows}, indent=1))
-            for row in rows[-len(WAYS) :]:
-                head = f"{shape} {kind:6}{row['way']:34}"
+            for row in rows[-len(ways) :]:
+                head = f"{shape} {kind:6}{row['way']:46}"
                 if "failed" in row:
                     print(head, row["failed"])
                     continue
@@ -313,6 +339,8 @@ def main() -> None:
                     f"({both * SHAPES[shape][-1]:6.1f} in all layers){off}",
                     flush=True,
                 )
+    if options.tiles:
+        return
     masks = making_a_mask("even")
     options.out.write_text(json.dumps({"rows": rows, "masks_ms": masks}, indent=1))
     for name, spent in masks.items():
