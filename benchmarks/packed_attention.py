@@ -25,7 +25,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.masking_utils import causal_mask_function, packed_sequence_compatibility_function
+from transformers.masking_utils import (
+    and_masks,
+    causal_mask_function,
+    packed_sequence_mask_function,
+)
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -94,9 +98,7 @@ compiled_flex = torch.compile(flex_attention, dynamic=False)
 
 def flex_as_transformers(case: Case) -> Callable[[], torch.Tensor]:
     documents = (case.positions == 0).cumsum(1)
-    visible = packed_sequence_compatibility_function(
-        causal_mask_function, case.positions, documents
-    )
+    visible = and_masks(causal_mask_function, packed_sequence_mask_function(documents))
     rows = len(case.positions)
     mask = create_block_mask(visible, rows, None, LENGTH, LENGTH, device="cuda", _compile=True)
     return lambda: compiled_flex(
@@ -112,13 +114,14 @@ def flex(case: Case, **options: Any) -> Callable[[], torch.Tensor]:
     ).transpose(1, 2)  # fmt: skip
 
 
-def varlen(case: Case) -> Callable[[], torch.Tensor]:
-    """As torch 2.11 documents it: as many heads of keys and values as of queries."""
+def varlen(case: Case, repeats: bool = True) -> Callable[[], torch.Tensor]:
+    """As torch 2.11 documents it, with as many heads of keys and values as of queries; or without
+    repeating them."""
     from torch.nn.attention.varlen import varlen_attn
 
     told = document_bounds(case.batch, lambda each: each.cuda())
-    bounds, longest = told["cu_seq_lens_q"], min(told["max_length_q"], LENGTH)
-    times = case.query.shape[1] // case.key.shape[1]
+    bounds, longest = told["cu_seq_lens_q"], LENGTH
+    times = case.query.shape[1] // case.key.shape[1] if repeats else 1
 
     def attend() -> torch.Tensor:
         query, key, value = case.behind_each_other()
@@ -132,7 +135,7 @@ def varlen(case: Case) -> Callable[[], torch.Tensor]:
 def varlen_grouped(case: Case) -> Callable[[], torch.Tensor]:
     """The kernels under it, which know of fewer heads."""
     told = document_bounds(case.batch, lambda each: each.cuda())
-    bounds, longest = told["cu_seq_lens_q"], min(told["max_length_q"], LENGTH)
+    bounds, longest = told["cu_seq_lens_q"], LENGTH
 
     def attend() -> torch.Tensor:
         done = torch.ops.aten._flash_attention_forward(
@@ -198,7 +201,8 @@ WAYS = {
     "flex, queries scaled before": partial(flex, PRESCALE_QK=True),
     "flex, TMA": partial(flex, USE_TMA=True),
     "varlen": varlen,
-    "varlen, grouped heads": varlen_grouped,
+    "varlen, without repeating heads": partial(varlen, repeats=False),
+    "varlen's kernels alone": varlen_grouped,
     "cuDNN, one document a row": unpacked,
 }
 # PyTorch has these kernels and calls them nowhere; what goes wrong there may end the process.

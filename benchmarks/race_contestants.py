@@ -183,7 +183,8 @@ def unsloth(case: Case, gate: Gate) -> None:
         max_length=case.length,
         packing=False,
         padding_free=ragged,
-        dataset_kwargs={"skip_prepare_dataset": True},
+        # Its padding-free mode insists on cutting rows itself, and so on preparing them.
+        dataset_kwargs=None if ragged else {"skip_prepare_dataset": True},
     )
     columns = Ragged(case.rows).columns if ragged else Rows(case.rows, packed=False).columns
     rows = Dataset.from_dict(

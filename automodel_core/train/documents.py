@@ -1,7 +1,7 @@
 """Where documents begin in rows of several, told to attention that takes no mask of all pairs.
 
-It is found on the CPU from the positions, once a step for all layers, and its tensors have shapes
-that depend on the rows alone: compiled layers see one shape however many documents there are.
+It is found on the CPU from the positions, once a step for all layers. Compiled layers see one shape
+however many documents there are, or are told that it varies.
 """
 
 from __future__ import annotations
@@ -16,12 +16,6 @@ from automodel_core.protocols import Batch
 
 # Tokens in a block of FlexAttention's, which skips whole ones.
 BLOCK = 128
-# Bounds are filled up to a multiple of so many documents, with empty ones.
-DOCUMENTS = 16
-# The least that a document's length is rounded up to, for kernels that start work by the longest.
-SHORTEST = 128
-
-
 # From a batch on the CPU, and what copies a tensor to the device, to more inputs of the model.
 Teller = Callable[[Batch, Callable[[torch.Tensor], torch.Tensor]], Batch]
 
@@ -57,23 +51,19 @@ def document_bounds(batch: Batch, put: Callable[[torch.Tensor], torch.Tensor]) -
         put: Copies a tensor to the device.
 
     Returns:
-        By transformers' names: `cu_seq_lens_q` `[documents + 1]`, int32, where documents begin and
-        the last one ends, with empty ones after it up to a multiple of DOCUMENTS; `max_length_q`,
-        tokens that no document exceeds; and a mask that says nothing, for transformers to make
-        none of its own. Padding is a document, or the end of one.
+        By transformers' name, `cu_seq_lens_q` `[documents + 1]`, int32: where documents begin and
+        the last one ends. Compiled code is told that their number varies. And a mask that says
+        nothing, for transformers to make none of its own. Padding is a document, or the end of one.
     """
     positions, real = batch["position_ids"], batch["attention_mask"] != 0
     begins = positions == 0
     begins[:, 1:] &= real[:, 1:] | real[:, :-1]
     begins[:, 0] = True
     (starts,) = begins.flatten().nonzero(as_tuple=True)
-    places = -(-len(starts) // DOCUMENTS) * DOCUMENTS + 1
-    bounds = torch.full((places,), positions.numel(), dtype=torch.int32)
-    bounds[: len(starts)] = starts
-    longest = int(bounds.diff().max())
+    bounds = put(torch.cat([starts, torch.tensor([positions.numel()])]).to(torch.int32))
+    torch._dynamo.maybe_mark_dynamic(bounds, 0)
     return {
-        "cu_seq_lens_q": put(bounds),
-        "max_length_q": max(SHORTEST, 1 << (longest - 1).bit_length()),
+        "cu_seq_lens_q": bounds,
         "attention_mask": put(torch.ones(1, 1, 1, 1, dtype=torch.bool)),
     }
 

@@ -247,7 +247,6 @@ def varlen_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int | None = None,
     **named: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of each token to what is before it in its document, by `torch.nn.attention.varlen`.
@@ -265,7 +264,6 @@ def varlen_attention(
         sliding_window: Tokens that a token sees, itself included; None is all before it.
         cu_seq_lens_q: `[documents + 1]`, int32: where documents begin and the last one ends, with
             the rows of the batch one after another. Left out, each row is one document.
-        max_length_q: Tokens that no document exceeds; those of a row if left out.
 
     Returns:
         `[batch, sequence, heads, width]`, and no weights.
@@ -300,10 +298,9 @@ def varlen_attention(
         bounds = torch.arange(
             0, (batch + 1) * length, length, dtype=torch.int32, device=query.device
         )
-    longest = min(max_length_q or length, length)
     window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
     output = varlen_attn(
-        query, key, value, bounds, bounds, longest, longest,
+        query, key, value, bounds, bounds, length, length,
         scale=scaling, window_size=window, **grouped,
     )  # fmt: skip
     return output.view(batch, length, heads, -1), None

@@ -60,11 +60,10 @@ def test_packed_rows_keep_their_positions_and_rows_padded_on_the_left_both(posit
 )
 def test_attention_without_masks_is_told_where_documents_begin(positions, real, bounds):
     some = {"position_ids": torch.tensor(positions), "attention_mask": torch.tensor(real)}
-    told = document_bounds(some, lambda each: each)["cu_seq_lens_q"].tolist()
-    assert (told[: len(bounds)], set(told[len(bounds) :])) == (bounds, {8})
+    assert document_bounds(some, lambda each: each)["cu_seq_lens_q"].tolist() == bounds
     packed = batch([4, 5, 6, 7], [0, 1, 0, 1])
     inputs = prepare_micro_batch(packed, CPU, documents=document_bounds).inputs
-    assert inputs["cu_seq_lens_q"].unique().tolist() == [0, 2, 4]
+    assert inputs["cu_seq_lens_q"].tolist() == [0, 2, 4]
     assert inputs["attention_mask"].dim() == 4  # as it is: transformers makes no mask of it
     assert "cu_seq_lens_q" not in prepare_micro_batch(packed, CPU).inputs
 
