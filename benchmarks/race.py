@@ -1,15 +1,21 @@
 """The race: our engine and others fine-tune the same weights on the same rows, in turn, on one GPU.
 
     python benchmarks/race.py --columns 1b-full 1b-lora [--rounds 3] [--steps 12] [--out FOLDER]
+    python benchmarks/race.py --columns 1b-ways --together 2 --profile   # packed rows, our ways
     python benchmarks/race.py --smoke      # tiny, for a CPU: who runs there
 
 bfloat16 weights, 30% of the labels masked, AdamW, clipping to 1, no activation checkpointing; each
 contestant at its best: see `race_contestants.py`. Each lives in a process of its own, warms up
 alone, and then they take turns, `--rounds` times. A figure is the median of all timed steps. Losses
 of all are compared, step by step, with ours. Who can't run is shown with the reason. Writes
-`race.json` and `race.md`, and exits with 1 if losses differ.
+`race.json` and `race.md` after each round, and exits with 1 if losses differ.
 
-Tokens are all tokens, learned or not. Peak memory is of the timed steps, allocated by PyTorch.
+Ragged documents, of lengths as chats have them, are packed by ours and padded or laid behind each
+other by others, so steps aren't the same: there the figure is learned tokens per second over all
+timed steps, and mean losses are compared.
+
+Tokens are all tokens of documents, learned or not. Peak memory is of the timed steps, allocated by
+PyTorch.
 """
 
 from __future__ import annotations
@@ -17,23 +23,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import attrs
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-OURS = "automodel"
+from race_figures import OURS, Column, Found, Work, table, write  # noqa: E402
+
 # After its turn began, a contestant fetches its memory again; these steps aren't counted.
 SETTLING = 2
+PROFILED = 3
 # A contestant that says nothing for so long is stuck, seconds.
 PATIENCE = 240
 # Losses are near 11.8 and computed in bfloat16.
@@ -42,34 +49,31 @@ PACKAGES = ("torch", "transformers", "triton", "unsloth", "unsloth_zoo", "torcht
             "liger-kernel", "peft", "trl", "accelerate", "torchao")  # fmt: skip
 
 
-@attrs.frozen
-class Column:
-    """A shape and a kind of tuning.
-
-    Attributes:
-        groups: Who is on the GPU together; ours is in each, for it is what others are compared to.
-    """
-
-    shape: str
-    kind: str
-    batch: int
-    groups: tuple[tuple[str, ...], ...]
-    length: int = 4096
-    shortest: int = 0
-
-
 COLUMNS = {
     "1b-full": Column("1b", "full", 2, (("by hand", "torchtitan + compile", "unsloth"),)),
     "1b-lora": Column("1b", "lora", 2, (("by hand", "unsloth", "Trainer + Liger"),)),
     # Weights of four don't fit beside one's activations.
     "8b-lora": Column("8b", "lora", 1, (("by hand", "unsloth"), ("Trainer + Liger",))),
     "1b-packed": Column("1b", "packed", 2, (("by hand", "Trainer + Liger"),), shortest=256),
+    # As many tokens in 14 documents as in two full rows. A Trainer sorts 50 steps by length, and
+    # needs most of the memory for the longest.
+    "1b-ragged": Column(
+        "1b", "ragged", 2, (("Trainer + Liger",), ("unsloth",)), documents=14, steps=50
+    ),
+    "1b-ways": Column(
+        "1b",
+        "packed",
+        2,
+        (("automodel varlen", "automodel unpacked", "by hand"),),
+        shortest=256,
+    ),
 }
+MAIN = ("1b-full", "1b-lora", "8b-lora", "1b-packed", "1b-ragged")
 CPU = ("by hand", "Trainer")
 SMOKE = {
     f"tiny-{kind}": Column("tiny", kind, 2, (CPU,), 64, 8 if kind == "packed" else 0)
     for kind in ("full", "lora", "packed")
-}
+} | {"tiny-ragged": Column("tiny", "ragged", 2, (("Trainer",),), 64, documents=3)}
 
 
 class Died(Exception):
@@ -93,12 +97,12 @@ class Contestant:
             env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
         )
 
-    def ask(self, steps: int) -> dict[str, Any]:
+    def ask(self, command: dict[str, int]) -> dict[str, Any]:
         """Train so many steps. Raises Died."""
         alarm = threading.Timer(PATIENCE, self.process.kill)
         alarm.start()
         try:
-            print(json.dumps({"steps": steps}), file=self.process.stdin, flush=True)
+            print(json.dumps(command), file=self.process.stdin, flush=True)
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
@@ -124,101 +128,106 @@ class Contestant:
             self.process.wait()
 
 
-@attrs.define
-class Found:
-    """Of one contestant in one column.
-
-    Attributes:
-        seconds: Of each timed step.
-        losses: Of each step, from the first of the warm-up.
-        first_step: Seconds from the start of its process to the end of its warm-up.
-    """
-
-    seconds: list[float] = attrs.field(factory=list)
-    rounds: list[float] = attrs.field(factory=list)
-    losses: list[float] = attrs.field(factory=list)
-    peak_gib: float = 0.0
-    warm_up: float = 0.0
-    failed: str = ""
-
-    def add(self, told: dict[str, Any], skip: int) -> None:
-        timed = told["seconds"][skip:]
-        self.seconds += timed
-        self.rounds.append(statistics.median(timed))
-        self.losses += told["losses"]
-        self.peak_gib = max(self.peak_gib, told["peak_gib"])
-
-
-def race(column: Column, folder: Path, options: argparse.Namespace) -> dict[str, Found]:
-    """All groups of a column."""
+def race(
+    column: Column,
+    folder: Path,
+    options: argparse.Namespace,
+    keep: Callable[[dict[str, Found]], None],
+) -> None:
+    """All groups of a column. What is known is kept after each warm-up and round: a limit on time
+    may end this process at any moment."""
     found: dict[str, Found] = {}
     case = prepare(column, folder, options)
     running: dict[str, Contestant] = {}
+    steps = column.steps or options.steps
     try:
-        for number, group in enumerate(column.groups):
+        for group in column.groups:
             for name in [each for each in running if each != OURS]:
                 running.pop(name).close()
-            for name in (OURS, *group):
-                if name in options.without or (name == OURS and number):
-                    continue
-                warm_up(name, case, folder, options, running, found)
+            asked = [name for name in group if name in (options.contestants or group)]
+            new = [name for name in (OURS, *asked) if name not in found]
+            for names in batched(new, options.together):
+                warm_up(names, case, folder, options, running, found)
+                keep(found)
             for _ in range(options.rounds):
-                take_turns(running, found, options)
+                take_turns(running, found, {"steps": SETTLING + steps})
+                keep(found)
+            if options.profile:
+                told = {"steps": SETTLING + PROFILED, "profiled": PROFILED}
+                take_turns(running, found, told)
+                keep(found)
     finally:
         for each in running.values():
             each.close()
-    return found
+
+
+def batched(names: list[str], most: int) -> Iterator[list[str]]:
+    """So many at a time."""
+    for start in range(0, len(names), most):
+        yield names[start : start + most]
 
 
 def warm_up(
-    name: str,
+    names: list[str],
     case: dict[str, Any],
     folder: Path,
     options: argparse.Namespace,
     running: dict[str, Contestant],
     found: dict[str, Found],
 ) -> None:
-    """Start a contestant and let it compile what it compiles, alone."""
-    found[name], started = Found(), time.perf_counter()
-    contestant = Contestant(name, case, folder)
-    try:
-        told = contestant.ask(options.warmup)
-    except Died as problem:
-        found[name].failed = str(problem)
-        print(f"  {name}: {problem}", flush=True)
-        return
-    running[name] = contestant
-    found[name].losses, found[name].warm_up = told["losses"], time.perf_counter() - started
-    print(f"  {name}: warm after {found[name].warm_up:.0f} s", flush=True)
+    """Start contestants and let them compile what they compile, all at once."""
+
+    def start(name: str) -> None:
+        found[name], started = Found(), time.perf_counter()
+        contestant = Contestant(name, case, folder)
+        try:
+            told = contestant.ask({"steps": options.warmup})
+        except Died as problem:
+            found[name].failed = str(problem)
+            print(f"  {name}: {problem}", flush=True)
+            return
+        running[name] = contestant
+        found[name].losses, found[name].warm_up = told["losses"], time.perf_counter() - started
+        print(f"  {name}: warm after {found[name].warm_up:.0f} s", flush=True)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(start, names))
 
 
 def take_turns(
-    running: dict[str, Contestant], found: dict[str, Found], options: argparse.Namespace
+    running: dict[str, Contestant], found: dict[str, Found], command: dict[str, int]
 ) -> None:
-    """One round."""
+    """One round; a profiled one isn't timed, for profiling takes time."""
     for name in list(running):
         try:
-            found[name].add(running[name].ask(SETTLING + options.steps), SETTLING)
+            told = running[name].ask(command)
         except Died as problem:
             found[name].failed = str(problem)
             del running[name]
             print(f"  {name}: {problem}", flush=True)
             continue
+        if "profile" in told:
+            found[name].profile = told["profile"]
+            continue
+        found[name].add(told, SETTLING)
         print(f"  {name}: {found[name].rounds[-1] * 1000:.1f} ms", flush=True)
 
 
 def prepare(column: Column, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Rows and the YAML file of a column; the weights are there."""
     from race_contestants import ALPHA, CLIP, RANK, RATE, TARGETS
-    from race_rows import write_rows
+    from race_rows import write_documents, write_rows
     from ruamel.yaml import YAML
     from shapes import SHAPES
 
-    rounds = options.rounds * len(column.groups)
-    steps = options.warmup + rounds * (SETTLING + options.steps) + 8
+    rounds = (options.rounds + options.profile) * len(column.groups)
+    steps = options.warmup + rounds * (SETTLING + (column.steps or options.steps)) + 8
     rows, file = folder / f"{column.kind}-{column.length}.safetensors", folder / "ours.yaml"
     vocabulary = SHAPES[column.shape]["vocab_size"]
-    write_rows(rows, steps * column.batch, column.length, vocabulary, column.shortest)
+    if column.documents:
+        write_documents(rows, steps * column.documents, column.length // 2, vocabulary)
+    else:
+        write_rows(rows, steps * column.batch, column.length, vocabulary, column.shortest)
     model = folder.parent / column.shape
     config: dict[str, Any] = {
         "model": {
@@ -239,100 +248,31 @@ def prepare(column: Column, folder: Path, options: argparse.Namespace) -> dict[s
         config["peft"] = lora
     if column.kind == "packed":
         config["dataset"]["packed"] = True
+    if column.kind in ("packed", "ragged"):
         config["packed_sequence"] = {"packed_sequence_size": column.length}
     with file.open("w") as out:
         YAML(typ="safe").dump(config, out)
     told = {"model": model, "rows": rows, "yaml": file}
     return {name: str(path) for name, path in told.items()} | {
         "kind": column.kind,
-        "batch": column.batch,
+        "batch": column.documents or column.batch,
         "length": column.length,
     }
 
 
-def mean_flops(column: Column, folder: Path, rows: str) -> float:
-    """Model FLOPs of a step, on average over the rows; see `automodel_core.bench.flops`."""
-    import torch
-    from race_contestants import RANK, TARGETS
-    from race_rows import lengths_of
-    from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from automodel_core.bench.flops import StepFlops
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / column.shape))
-    if column.kind == "lora":
-        model.requires_grad_(False)
-        for layer in model.model.layers:
-            for name in TARGETS:
-                base = getattr(layer.self_attn, name)
-                base.down = torch.nn.Parameter(base.weight.new_empty(RANK, base.in_features))
-                base.up = torch.nn.Parameter(base.weight.new_empty(base.out_features, RANK))
-    positions = load_file(rows)["positions"]
-    total = StepFlops.of(model).step(lengths_of(positions))
-    return total / (len(positions) / column.batch)
-
-
-def largest_difference(one: list[float], other: list[float]) -> float:
-    return max((abs(a - b) for a, b in zip(one, other, strict=False)), default=float("nan"))
-
-
-def table(name: str, column: Column, found: dict[str, Found], flops: float) -> list[dict[str, Any]]:
-    """Rows of the report."""
-    import torch
-
-    from automodel_core.bench.flops import peak_of
-
-    peak = peak_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    tokens, ours, rows = column.batch * column.length, found.get(OURS, Found()), []
-    for contestant, each in found.items():
-        row = {"column": name, "contestant": contestant, **attrs.asdict(each)}
-        if each.seconds and not each.failed:
-            seconds = statistics.median(each.seconds)
-            row |= {
-                "tokens_per_second": tokens / seconds,
-                "mfu": flops / seconds / peak if peak else None,
-                "ours_to_it": seconds / statistics.median(ours.seconds) if ours.seconds else None,
-                "loss": statistics.mean(each.losses),
-                "loss_difference": largest_difference(each.losses, ours.losses),
-            }
-        rows.append(row)
-    return rows
-
-
-def as_markdown(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
-    from automodel_core.bench.flops import CONVENTION
-
-    lines = [
-        "| column | | tokens/s | rounds, ms | peak GiB | MFU | ours to it | mean loss "
-        "| largest difference to ours | warm-up s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        head = f"| {row['column']} | {row['contestant']} | "
-        if "tokens_per_second" not in row:
-            reason = (row["failed"] or "not raced").replace("|", "\\|")
-            lines.append(f"{head}failed: {reason} | | | | | | | |")
-            continue
-        rounds = " ".join(f"{each * 1000:.1f}" for each in row["rounds"])
-        mfu = f"{row['mfu']:.3f}" if row["mfu"] else ""
-        ratio = f"{row['ours_to_it']:.3f}" if row["ours_to_it"] else ""
-        lines.append(
-            f"{head}{row['tokens_per_second']:,.0f} | {rounds} | {row['peak_gib']:.2f} | {mfu} "
-            f"| {ratio} | {row['loss']:.4f} | {row['loss_difference']:.4f} | {row['warm_up']:.0f} |"
-        )
-    versions = ", ".join(f"{name} {value}" for name, value in about.items())
-    return "\n".join([*lines, "", f"MFU: {CONVENTION}, of the device's bfloat16 peak.", versions])
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
-    parser.add_argument("--without", nargs="+", default=[], metavar="CONTESTANT")
+    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(MAIN))
+    parser.add_argument(
+        "--contestants", nargs="+", metavar="NAME", help="beside ours; default: each column's"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12, help="timed, in each round")
     parser.add_argument("--warmup", type=int, default=7)
+    parser.add_argument(
+        "--together", type=int, default=1, help="contestants that warm up at once, memory allowing"
+    )
+    parser.add_argument("--profile", action="store_true", help="and say where the time went")
     parser.add_argument("--out", type=Path, default=Path("race"))
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on a CPU")
     options = parser.parse_args()
@@ -342,28 +282,43 @@ def main() -> int:
     from automodel_core.bench.environment import environment
 
     columns = SMOKE if options.smoke else {name: COLUMNS[name] for name in options.columns}
-    options.out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    about, done = environment(*PACKAGES), []
     with tempfile.TemporaryDirectory(prefix="race-") as place:
         for shape in {column.shape for column in columns.values()}:
             shapes.write(Path(place), shape, 4096, weights=True)
         torch.cuda.empty_cache()  # the weights were drawn there
         for name, column in columns.items():
             print(name, flush=True)
-            folder = Path(place, name)
-            folder.mkdir()
-            found = race(column, folder, options)
-            stored = next(folder.glob("*.safetensors"))
-            rows += table(name, column, found, mean_flops(column, Path(place), str(stored)))
-            for log in folder.glob("*.log"):
-                (options.out / f"{name}-{log.name}").write_bytes(log.read_bytes())
-            about = environment(*PACKAGES)
-            (options.out / "race.json").write_text(
-                json.dumps({"environment": about, "rows": rows}, indent=1)
-            )
-            (options.out / "race.md").write_text(as_markdown(rows, about) + "\n")
+            done = [*done, *run_column(name, column, Path(place), options, about, done)]
     print((options.out / "race.md").read_text())
-    return int(any(row.get("loss_difference", 0) > AGREE for row in rows))
+    return int(any(row.get("loss_difference", 0) > AGREE for row in done))
+
+
+def run_column(
+    name: str,
+    column: Column,
+    place: Path,
+    options: argparse.Namespace,
+    about: dict[str, Any],
+    before: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Race a column and write what is known so far, behind the columns before it."""
+    folder = place / name
+    folder.mkdir()
+    work: Work | None = None
+    rows: list[dict[str, Any]] = []
+
+    def keep(found: dict[str, Found]) -> None:
+        nonlocal work, rows
+        work = work or Work.of(column, place, str(next(folder.glob("*.safetensors"))))
+        names = sorted(found, key=lambda each: each != OURS)
+        rows = table(name, column, {each: found[each] for each in names}, work)
+        write(options.out, [*before, *rows], about)
+        for log in folder.glob("*.log"):
+            (options.out / f"{name}-{log.name}").write_bytes(log.read_bytes())
+
+    race(column, folder, options, keep)
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,22 +1,16 @@
 """One contestant of `race.py`, in a process of its own: it trains as many steps as it is told to.
 
-Reads commands as lines of JSON, {"steps": n}, and answers each with seconds and losses of its steps
-and its peak memory. Between commands it gives cached memory back, so that several contestants fit
-on one GPU; the first steps after that are slower, and `race.py` doesn't count them.
+`race_gate.py` says how it is told.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import sys
-import time
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import attrs
 import torch
@@ -24,11 +18,12 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+
+from race_gate import Gate  # noqa: E402
+
 # What all contestants train with.
 RATE, CLIP = 1e-5, 1.0
 RANK, ALPHA, TARGETS = 8, 16, ("q_proj", "k_proj", "v_proj", "o_proj")
-
-Loss = torch.Tensor | Callable[[], float]
 
 
 @attrs.frozen
@@ -38,9 +33,9 @@ class Case:
     Attributes:
         model: A folder with configuration and weights.
         rows: What `race_rows.write_rows` wrote.
-        kind: "full", "lora" or "packed".
-        batch: Rows of a step.
-        length: Tokens of a row.
+        kind: "full", "lora", "packed", or "ragged": full, documents of many lengths.
+        batch: Rows of a step; documents of one, where they are ragged.
+        length: Tokens of a row; of the longest document.
         yaml: The same for automodel.
         scratch: A folder for whatever a contestant writes.
     """
@@ -62,71 +57,10 @@ class Case:
         return "cuda" if self.on_gpu else "cpu"
 
 
-class Gate:
-    """Lets steps through when told to, and times them from end to end without waiting in between.
+def automodel(case: Case, gate: Gate, **changes: Any) -> None:
+    """Ours, from a YAML file, with sections changed or, by None, left out."""
+    from ruamel.yaml import YAML
 
-    Args:
-        commands: Where they come from.
-        replies: Where answers go.
-    """
-
-    def __init__(self, commands: TextIO, replies: TextIO) -> None:
-        self.commands, self.replies = commands, replies
-        self.left = 0
-        self.ends: list[Any] = []
-        self.losses: list[Loss] = []
-
-    def before(self) -> None:
-        """A step is about to begin: wait until it may. Exits when there are no more commands."""
-        if self.left:
-            return
-        if self.ends:
-            self.reply()
-        line = self.commands.readline()
-        if not line:
-            os._exit(0)
-        self.left, self.losses = json.loads(line)["steps"], []
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        self.ends = [now()]
-
-    def after(self, loss: Loss) -> None:
-        """A step's work has all been asked for."""
-        self.losses.append(loss)
-        self.ends.append(now())
-        self.left -= 1
-
-    def reply(self) -> None:
-        on_gpu = torch.cuda.is_available()
-        if on_gpu:
-            torch.cuda.synchronize()
-        found = {
-            "seconds": [between(a, b) for a, b in pairwise(self.ends)],
-            "losses": [float(each() if callable(each) else each) for each in self.losses],
-            "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0,
-        }
-        self.losses = []
-        gc.collect()
-        if on_gpu:
-            torch.cuda.empty_cache()
-        print(json.dumps(found), file=self.replies, flush=True)
-
-
-def now() -> Any:
-    """A mark in the device's work."""
-    if not torch.cuda.is_available():
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def between(a: Any, b: Any) -> float:
-    return a.elapsed_time(b) / 1000 if hasattr(a, "elapsed_time") else b - a
-
-
-def automodel(case: Case, gate: Gate) -> None:
-    """Ours, from a YAML file."""
     from automodel_core.bench.measuring import ready
     from automodel_core.cli.loading import load
     from automodel_core.train.build import no_hooks
@@ -134,13 +68,41 @@ def automodel(case: Case, gate: Gate) -> None:
     from automodel_core.train.loop import optimizer_step
     from automodel_core.train.signals import StopRequest
 
-    loaded = load([str(case.yaml)], allow=["race_rows."], strict=True)
+    file = case.yaml
+    if changes:
+        reader = YAML(typ="safe")
+        asked = reader.load(file)
+        asked = {name: value for name, value in (asked | changes).items() if value is not None}
+        case.scratch.mkdir()
+        file = case.scratch / "changed.yaml"
+        reader.dump(asked, file)
+    loaded = load([str(file)], allow=["race_rows."], strict=True)
     context = RunContext(targets=loaded.targets, hooks=no_hooks(), effective={})
     with ready(loaded.require(), context) as (run, _):
         while True:
             gate.before()
             reading = optimizer_step(run, StopRequest())
-            gate.after(lambda each=reading: each.metrics().loss)
+            gate.after(
+                lambda each=reading: each.metrics().loss,
+                lambda each=reading: each.metrics().num_label_tokens,
+            )
+
+
+def automodel_varlen(case: Case, gate: Gate) -> None:
+    """Ours with torch's varlen kernels."""
+    model = {
+        "_target_": "causal_lm",
+        "pretrained_model_name_or_path": str(case.model),
+        "torch_dtype": "bfloat16",
+        "attn_implementation": "varlen",
+    }
+    automodel(case, gate, model=model)
+
+
+def automodel_unpacked(case: Case, gate: Gate) -> None:
+    """Ours on rows of one document each, of other tokens."""
+    mock = {"_target_": "mock", "length": case.length}
+    automodel(case, gate, dataset=mock, packed_sequence=None)
 
 
 def by_hand(case: Case, gate: Gate) -> None:
@@ -168,7 +130,7 @@ def trainer(case: Case, gate: Gate) -> None:
 
 
 def with_trainer(case: Case, gate: Gate, liger: bool) -> None:
-    from race_rows import Rows
+    from race_rows import Ragged, Rows, padded, stacked
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
     if liger:
@@ -180,17 +142,23 @@ def with_trainer(case: Case, gate: Gate, liger: bool) -> None:
         lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS))
         model = get_peft_model(model, lora)
     arguments = TrainingArguments(**trainer_arguments(case), use_liger_kernel=liger)
-    rows = Rows(case.rows, packed=case.kind == "packed")
-    race_trainer(Trainer, case, gate, rows, model=model, args=arguments)
+    if case.kind == "ragged":
+        rows, collate = Ragged(case.rows), padded
+    else:
+        rows, collate = Rows(case.rows, packed=case.kind == "packed"), stacked
+    race_trainer(Trainer, gate, rows, model=model, args=arguments, data_collator=collate)
 
 
 def unsloth(case: Case, gate: Gate) -> None:
-    """unsloth without what makes it slower here: accumulation, checkpointing, padding-free rows."""
-    os.environ["UNSLOTH_DISABLE_AUTO_PADDING_FREE"] = "1"
+    """unsloth without what makes it slower here: accumulation, checkpointing, and, where all rows
+    are of one length, its padding-free rows."""
+    ragged = case.kind == "ragged"
+    if not ragged:
+        os.environ["UNSLOTH_DISABLE_AUTO_PADDING_FREE"] = "1"
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     from unsloth import FastLanguageModel  # noqa: I001  before trl and transformers
     from datasets import Dataset
-    from race_rows import Rows
+    from race_rows import Ragged, Rows, stacked
     from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = FastLanguageModel.from_pretrained(
@@ -211,27 +179,33 @@ def unsloth(case: Case, gate: Gate) -> None:
             use_gradient_checkpointing=False,
         )
     arguments = SFTConfig(
-        **trainer_arguments(case),
+        **trainer_arguments(case, pads=not ragged),
         max_length=case.length,
         packing=False,
-        padding_free=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
+        padding_free=ragged,
+        # Its padding-free mode insists on cutting rows itself, and so on preparing them.
+        dataset_kwargs=None if ragged else {"skip_prepare_dataset": True},
     )
-    columns = Rows(case.rows, packed=False).columns
-    rows = Dataset.from_dict({name: list(each.numpy()) for name, each in columns.items()})
+    columns = Ragged(case.rows).columns if ragged else Rows(case.rows, packed=False).columns
+    rows = Dataset.from_dict(
+        {name: [row.numpy() for row in each] for name, each in columns.items()}
+    )
     race_trainer(
         SFTTrainer,
-        case,
         gate,
-        rows.with_format("torch"),
+        rows if ragged else rows.with_format("torch"),
         model=model,
         args=arguments,
         processing_class=tokenizer,
+        # Its own collator lays rows of several lengths behind each other.
+        data_collator=None if ragged else stacked,
     )
 
 
-def trainer_arguments(case: Case) -> dict[str, Any]:
-    """What a Trainer is told, whoever's it is."""
+def trainer_arguments(case: Case, *, pads: bool = True) -> dict[str, Any]:
+    """What a Trainer is told, whoever's it is. Documents that are padded stand among others of
+    their length."""
+    grouped = case.kind == "ragged" and pads
     return {
         "output_dir": str(case.scratch),
         "per_device_train_batch_size": case.batch,
@@ -245,7 +219,7 @@ def trainer_arguments(case: Case) -> dict[str, Any]:
         "optim": "adamw_torch_fused",
         "bf16": True,
         "use_cpu": not case.on_gpu,
-        "train_sampling_strategy": "sequential",
+        "train_sampling_strategy": "group_by_length" if grouped else "sequential",
         "remove_unused_columns": False,
         "dataloader_num_workers": 2,
         "dataloader_pin_memory": case.on_gpu,
@@ -257,9 +231,9 @@ def trainer_arguments(case: Case) -> dict[str, Any]:
     }
 
 
-def race_trainer(kind: type, case: Case, gate: Gate, rows: Any, **given: Any) -> None:
+def race_trainer(kind: type, gate: Gate, rows: Any, **given: Any) -> None:
     """Train with a Trainer whose steps pass the gate."""
-    from race_rows import stacked
+    from race_rows import IGNORED
     from transformers import TrainerCallback
 
     class AtGate(TrainerCallback):
@@ -267,15 +241,17 @@ def race_trainer(kind: type, case: Case, gate: Gate, rows: Any, **given: Any) ->
             gate.before()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            gate.after(losses.pop())
+            gate.after(*done.pop())
 
-    losses: list[torch.Tensor] = []
-    made = kind(train_dataset=rows, data_collator=stacked, callbacks=[AtGate()], **given)
+    done: list[tuple[torch.Tensor, torch.Tensor]] = []
+    made = kind(train_dataset=rows, callbacks=[AtGate()], **given)
     inner = made.training_step
 
-    def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
-        losses.append(inner(*args, **kwargs).detach())
-        return losses[-1]
+    def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        learned = (inputs["labels"][:, 1:] != IGNORED).sum()
+        loss = inner(model, inputs, *args, **kwargs).detach()
+        done.append((loss, learned))
+        return loss
 
     made.training_step = training_step
     made.train()
@@ -283,6 +259,8 @@ def race_trainer(kind: type, case: Case, gate: Gate, rows: Any, **given: Any) ->
 
 CONTESTANTS = {
     "automodel": automodel,
+    "automodel varlen": automodel_varlen,
+    "automodel unpacked": automodel_unpacked,
     "by hand": by_hand,
     "torchtitan + compile": torchtitan,
     "unsloth": unsloth,

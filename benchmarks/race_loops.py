@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from by_hand import ORDER, WithLoss
 from race_contestants import ALPHA, CLIP, RANK, RATE, TARGETS, Case, Gate
-from race_rows import Rows, stacked
+from race_rows import IGNORED, Rows, stacked
 from torch import nn
 from torch.nn.attention import sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -47,7 +47,7 @@ def race(
         torch.nn.utils.clip_grad_norm_(trained, CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        gate.after(loss.detach())
+        gate.after(loss.detach(), (batch["labels"][:, 1:] != IGNORED).sum())
 
 
 class Adapted(nn.Module):

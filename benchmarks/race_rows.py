@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
 
 from automodel_core.train.order import epoch_order
 
+# Labels that aren't learned, and their share.
 IGNORED, MASKED = -100, 0.3
 
 
@@ -43,6 +45,26 @@ def write_rows(path: Path, rows: int, length: int, vocabulary: int, shortest: in
             positions[row, start:end] = torch.arange(end - start)
             start = end
     save_file({"ids": ids, "labels": labels, "positions": positions}, path)
+
+
+def write_documents(path: Path, documents: int, longest: int, vocabulary: int) -> None:
+    """Draw documents of lengths as chats have them: log-normal, about 600 tokens on average.
+
+    Args:
+        path: As for `write_rows`: one row, with all documents behind each other.
+        documents: How many.
+        longest: Tokens that none exceeds.
+        vocabulary: Tokens to draw from.
+    """
+    drawn = torch.Generator().manual_seed(0)
+    lengths = torch.empty(documents).log_normal_(6.1, 0.8, generator=drawn).long() + 8
+    ends = lengths.clamp_(max=longest).cumsum(0)
+    ids = torch.randint(vocabulary, (int(ends[-1]),), generator=drawn)
+    positions = torch.arange(len(ids)) - (ends - lengths).repeat_interleave(lengths)
+    unlearned = positions < (MASKED * lengths).long().repeat_interleave(lengths)
+    labels = ids.masked_fill(unlearned, IGNORED)
+    rows = {"ids": ids, "labels": labels, "positions": positions}
+    save_file({name: each[None] for name, each in rows.items()}, path)
 
 
 def lengths_of(positions: torch.Tensor) -> list[int]:
@@ -101,6 +123,39 @@ class Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {name: values[index] for name, values in self.columns.items()}
+
+
+class Ragged(torch.utils.data.Dataset):
+    """Documents of many lengths as transformers' Trainer takes them.
+
+    Args:
+        path: What `write_documents` wrote.
+    """
+
+    def __init__(self, path: Path) -> None:
+        stored = load_file(path)
+        lengths = lengths_of(stored["positions"])
+        self.columns = {
+            "input_ids": stored["ids"].flatten().split(lengths),
+            "labels": stored["labels"].flatten().split(lengths),
+        }
+
+    def __len__(self) -> int:
+        return len(self.columns["input_ids"])
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {name: values[index] for name, values in self.columns.items()}
+
+
+def padded(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch of documents, as long as the longest."""
+    columns = {
+        name: pad_sequence([each[name] for each in samples], batch_first=True, padding_value=fill)
+        for name, fill in (("input_ids", 0), ("labels", IGNORED))
+    }
+    lengths = torch.tensor([len(each["input_ids"]) for each in samples])
+    real = torch.arange(columns["labels"].shape[1]) < lengths[:, None]
+    return columns | {"attention_mask": real.long()}
 
 
 def stacked(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from automodel_core.errors import UserError
 from automodel_core.protocols import IGNORE_INDEX, Batch, Loss
+from automodel_core.train.documents import Teller, teller
 from automodel_core.train.head import Split, check_head, split_head
 from automodel_core.train.precision import PrecisionPlan
 from automodel_core.train.rows import at_rows, supervised_rows
@@ -69,8 +70,7 @@ def prepare_micro_batch(
     device: torch.device,
     multiple: int = 1,
     rows_of: Callable[[torch.Tensor], torch.Tensor | None] = every_row,
-    *,
-    bounds: bool = False,
+    documents: Teller | None = None,
 ) -> MicroBatch:
     """Shift and count on the CPU, where counting costs no synchronisation, then copy.
 
@@ -79,47 +79,33 @@ def prepare_micro_batch(
         device: Where the model is.
         multiple: Rows are padded to a multiple of so many tokens.
         rows_of: From the shifted labels to the positions that the loss is computed at.
-        bounds: Say where documents begin, rather than by a mask.
+        documents: Tells attention where documents begin, in place of masks that the model makes.
     """
     if batch["labels"].shape[1] % multiple:
         batch = padded(batch, multiple)
     labels = shift_labels(batch)
-    masks = masks_left_out(batch)
-    left_out = {"labels", "sample_id", *masks}
-    inputs = {name: tensor for name, tensor in batch.items() if name not in left_out}
-    if bounds and masks != MASKS:
-        inputs |= document_bounds(batch["position_ids"])
+    put = partial(on_device, device=device)
+    told = documents(batch, put) if documents and is_text_alone(batch) else {}
+    left_out = {"labels", "sample_id", *(told or masks_left_out(batch))}
+    inputs = {name: put(each) for name, each in batch.items() if name not in left_out}
     return MicroBatch(
-        inputs={name: on_device(tensor, device) for name, tensor in inputs.items()},
-        labels=labels.to(device, non_blocking=True),
+        inputs=inputs | told,
+        labels=put(labels),
         samples=len(labels),
         tokens=int(batch["attention_mask"].sum()),
         label_tokens=int((labels != IGNORE_INDEX).sum()),
-        rows=on_device(rows_of(labels), device),
+        rows=put(rows_of(labels)),
     )
 
 
-def document_bounds(positions: torch.Tensor) -> Batch:
-    """Where documents begin, for attention that takes no mask.
-
-    Args:
-        positions: `[batch, sequence]`, from 0 on in each document. Padding is in documents that
-            hold nothing else, or behind the last token of one.
-
-    Returns:
-        `cu_seq_lens_q` `[documents + 1]`, int32, by transformers' name: the bounds with all rows
-        one after another; and a mask that says nothing, for transformers to make none of its own.
-    """
-    begins = positions == 0
-    begins[:, 0] = True
-    (starts,) = begins.flatten().nonzero(as_tuple=True)
-    bounds = torch.cat([starts, torch.tensor([positions.numel()])]).to(torch.int32)
-    return {"cu_seq_lens_q": bounds, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
-
-
 def on_device(value: Any, device: torch.device) -> Any:
-    """A tensor, or lists of them such as images of unequal sizes, on the device."""
+    """A tensor, or lists of them such as images of unequal sizes, on the device.
+
+    It goes through pinned memory, which PyTorch keeps for the next batch: for a larger copy from
+    elsewhere the host would wait until the device has done all that it was asked before."""
     if isinstance(value, torch.Tensor):
+        if device.type == "cuda" and value.device.type == "cpu":
+            value = value.pin_memory()
         return value.to(device, non_blocking=True)
     if isinstance(value, list | tuple):
         return type(value)(on_device(each, device) for each in value)
@@ -146,6 +132,11 @@ def padded(batch: Batch, multiple: int) -> Batch:
 MASKS = {"attention_mask", "position_ids"}
 
 
+def is_text_alone(batch: Batch) -> bool:
+    """Whether nothing but positions and padding says what a token may see."""
+    return batch.keys() - {"input_ids", "labels", "sample_id"} == MASKS
+
+
 def masks_left_out(batch: Batch) -> set[str]:
     """The masks that a model of text does better without.
 
@@ -157,7 +148,7 @@ def masks_left_out(batch: Batch) -> set[str]:
     The attention mask, where rows are packed: models go by positions that begin again only without
     it. Padding, of position 0, is in documents of its own then.
     """
-    if batch.keys() - {"input_ids", "labels", "sample_id"} != MASKS:
+    if not is_text_alone(batch):
         return set()
     positions, real = batch["position_ids"], batch["attention_mask"] != 0
     counted = torch.arange(positions.shape[1], device=positions.device)
@@ -183,7 +174,7 @@ class Objective:
         takes_pixels: Whether it can be given images.
         rows_of: From shifted labels to the positions that the loss is computed at.
         multiple: Rows are padded to a multiple of so many tokens.
-        bounds: Whether the model is told where documents begin, instead of a mask.
+        documents: Tells attention where documents begin; None leaves that to the model's masks.
     """
 
     token_losses: Callable[[Batch, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -196,7 +187,7 @@ class Objective:
     takes_pixels: bool
     rows_of: Callable[[torch.Tensor], torch.Tensor | None]
     multiple: int
-    bounds: bool
+    documents: Teller | None
 
     @classmethod
     def of(
@@ -246,14 +237,12 @@ class Objective:
             "pixel_values" in inspect.signature(model.forward).parameters,
             rows_of,
             math.lcm(multiple, world.manager.sequence_multiple),
-            bounds=getattr(model.config, "_attn_implementation", None) == "varlen",
+            teller(model),
         )
 
     def prepare(self, batch: Batch) -> MicroBatch:
         """A collated batch as this model takes it."""
-        return prepare_micro_batch(
-            batch, self.device, self.multiple, self.rows_of, bounds=self.bounds
-        )
+        return prepare_micro_batch(batch, self.device, self.multiple, self.rows_of, self.documents)
 
     def loss_sum(self, micro_batch: MicroBatch) -> torch.Tensor:
         """The float32 sum of the token losses, not divided by anything."""

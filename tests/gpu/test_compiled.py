@@ -5,8 +5,9 @@ import torch
 
 from automodel_core.config.schema import Compile, EveryLayer
 from automodel_core.train.compiling import Compilation
+from automodel_core.train.documents import teller
 from automodel_core.train.recompute import checkpoint_activations
-from automodel_core.train.step import document_bounds
+from automodel_core.train.step import prepare_micro_batch
 from automodel_models.attention import Attention, register_flex, register_varlen
 from automodel_peft.dora import Dora
 from automodel_peft.lora import PeftConfig
@@ -82,16 +83,22 @@ def test_every_attention_follows_sdpa(attention, settings, family):
     assert losses == pytest.approx(plain, rel=0.02)
 
 
+def packed_batch(*documents):
+    """Two rows of documents of these lengths each."""
+    positions = torch.cat([torch.arange(each) for each in documents]).repeat(2, 1)
+    drawn = torch.Generator().manual_seed(len(documents))
+    ids = torch.randint(0, 90, positions.shape, generator=drawn)
+    real = torch.ones_like(ids)
+    return {"input_ids": ids, "labels": ids, "position_ids": positions, "attention_mask": real}
+
+
 def packed_logits(attention, autocast):
     """Two documents in each row, of a model in bfloat16 or in float32 under autocast."""
     model = model_of(attention).to(torch.float32 if autocast else torch.bfloat16)
-    positions = torch.cat([torch.arange(100), torch.arange(156)]).expand(2, -1)
-    ids = torch.randint(0, 90, (2, 256), generator=torch.Generator().manual_seed(3)).cuda()
-    told = {"position_ids": positions.cuda()}
-    if attention == "varlen":
-        told |= {name: each.cuda() for name, each in document_bounds(positions.clone()).items()}
+    device = torch.device("cuda")
+    told = prepare_micro_batch(packed_batch(100, 156), device, documents=teller(model)).inputs
     with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-        return model(input_ids=ids, use_cache=False, **told).logits.float()
+        return model(use_cache=False, **told).logits.float()
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -100,6 +107,39 @@ def test_documents_in_a_row_see_only_themselves(register, autocast):
     expected = packed_logits("eager", autocast)
     found = packed_logits(register(), autocast)
     assert (found - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def packed_training(attention, settings):
+    """Losses over rows of ever other documents, and what compiling cost. Compiled, a step is asked
+    for nothing that the host would wait for once everything is set up."""
+    model, losses = model_of(attention), []
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
+    compilation, cuda = Compilation(settings), torch.device("cuda")
+    with compilation.layers_of(model, deterministic=False):
+        for documents in ([512], [100, 412], [60] * 8 + [32], [256, 256], [200, 12, 300]):
+            batch = packed_batch(*documents)
+            watched = settings is not None and len(losses) > 1
+            torch.cuda.set_sync_debug_mode("error" if watched else "default")
+            ready = prepare_micro_batch(batch, cuda, documents=teller(model))
+            logits = model(use_cache=False, **ready.inputs).logits.float()
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), ready.labels.flatten(), ignore_index=-100
+            )
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            torch.cuda.set_sync_debug_mode("default")
+            losses.append(loss.item())
+            compilation.step_done()
+    return losses, compilation
+
+
+@pytest.mark.parametrize("register", [register_flex, register_varlen])
+def test_packed_rows_train_as_with_a_dense_mask_and_compile_once(register):
+    expected, _ = packed_training("eager", None)
+    losses, cost = packed_training(register(), Compile())
+    assert losses == pytest.approx(expected, rel=0.02)
+    assert cost.recompiles == 0
 
 
 @pytest.mark.parametrize("settings", [None, Compile()], ids=["plain", "compiled"])

@@ -1,5 +1,6 @@
 """A step asks the GPU for nothing that the host would have to wait for, but in the model itself:
-transformers looks through the positions of every batch for packed documents."""
+transformers looks through the positions of every batch for packed documents. It doesn't where we
+tell attention about documents, see `test_compiled.py`."""
 
 import pytest
 import torch

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from automodel_core.train.step import document_bounds, prepare_micro_batch, shift_labels
+from automodel_core.train.documents import document_bounds
+from automodel_core.train.step import prepare_micro_batch, shift_labels
 
 CPU = torch.device("cpu")
 
@@ -50,16 +51,18 @@ def test_packed_rows_keep_their_positions_and_rows_padded_on_the_left_both(posit
 
 
 @pytest.mark.parametrize(
-    ("positions", "bounds"),
+    ("positions", "real", "bounds"),
     [
-        ([[0, 1, 0, 1], [0, 1, 2, 3]], [0, 2, 4, 8]),
-        ([[0, 0, 0, 1], [3, 0, 1, 2]], [0, 1, 2, 4, 5, 8]),  # padding is in documents of its own
+        ([[0, 1, 0, 1], [0, 1, 2, 3]], [[1] * 4] * 2, [0, 2, 4, 8]),
+        # Padding is a document.
+        ([[0, 0, 0, 1], [3, 0, 1, 2]], [[0, 0, 1, 1], [0, 1, 1, 1]], [0, 2, 4, 5, 8]),
     ],
 )
-def test_attention_without_masks_is_told_where_documents_begin(positions, bounds):
-    assert document_bounds(torch.tensor(positions))["cu_seq_lens_q"].tolist() == bounds
+def test_attention_without_masks_is_told_where_documents_begin(positions, real, bounds):
+    some = {"position_ids": torch.tensor(positions), "attention_mask": torch.tensor(real)}
+    assert document_bounds(some, lambda each: each)["cu_seq_lens_q"].tolist() == bounds
     packed = batch([4, 5, 6, 7], [0, 1, 0, 1])
-    inputs = prepare_micro_batch(packed, CPU, bounds=True).inputs
+    inputs = prepare_micro_batch(packed, CPU, documents=document_bounds).inputs
     assert inputs["cu_seq_lens_q"].tolist() == [0, 2, 4]
     assert inputs["attention_mask"].dim() == 4  # as it is: transformers makes no mask of it
     assert "cu_seq_lens_q" not in prepare_micro_batch(packed, CPU).inputs
