@@ -80,7 +80,9 @@ def automodel_launch(config: RunConfig, argv: Sequence[str]) -> int | None:
 
 
 @hookspec
-def automodel_run_start(folder: Path, config: RunConfig, step: int, total_steps: int | None) -> None:
+def automodel_run_start(
+    folder: Path, config: RunConfig, step: int, total_steps: int | None
+) -> None:
     """Everything is built and training begins.
 
     Args:

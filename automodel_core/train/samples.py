@@ -54,7 +54,8 @@ class Sources:
 
     Attributes:
         names: In an order that all ranks share.
-        mixed: The data set, or what tells of samples as it does; see `Dataset` in the core's protocols.
+        mixed: The data set, or what tells of samples as it does; see `Dataset` in the core's
+            protocols.
     """
 
     names: tuple[str, ...]

@@ -17,7 +17,7 @@ class Horizon:
     Attributes:
         steps_per_epoch: Optimizer steps in one pass over the data, a short last one included; None
             for a stream.
-        total_steps: Optimizer steps of the whole run, at most; None if it goes on to a stream's end.
+        total_steps: Optimizer steps of the whole run, at most; None if only a stream's end ends it.
     """
 
     steps_per_epoch: int | None
@@ -67,9 +67,7 @@ def check_schedule(schedule: LRScheduler, horizon: Horizon) -> None:
         )
 
 
-def learning_rate(
-    step: int, peak: float, schedule: LRScheduler, total_steps: int | None
-) -> float:
+def learning_rate(step: int, peak: float, schedule: LRScheduler, total_steps: int | None) -> float:
     """The learning rate of optimizer step `step` (1 is the first).
 
     Where nobody knows the number of steps, only what doesn't go by it is allowed.

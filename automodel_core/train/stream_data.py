@@ -81,7 +81,7 @@ class StreamData:
     epochs: int | None
     say: Callable[[str], None]
     cursor: Cursor = attrs.field(factory=Cursor)
-    _pass: Pass | None = None
+    _walk: Pass | None = None
 
     @classmethod
     def build(
@@ -162,7 +162,7 @@ class StreamData:
 
     def under_way(self) -> list[int]:
         """The numbers of this rank's samples in the step at the cursor; none before the first."""
-        group = [] if self._pass is None else list(self._pass.waiting)[: self.layout.group]
+        group = [] if self._walk is None else list(self._walk.waiting)[: self.layout.group]
         mine = self.dealer.mine(group) if group else []
         return [held.number for own in mine for row in own for held in row]
 
@@ -176,27 +176,27 @@ class StreamData:
             return
         for note in self.notes:
             self.say(f"epoch {self.cursor.epoch}: {note}")
-        self.cursor, self._pass = Cursor(self.cursor.epoch + 1), None
+        self.cursor, self._walk = Cursor(self.cursor.epoch + 1), None
 
     @property
     def notes(self) -> list[str]:
         """What was cut or left out of the pass so far."""
-        return [] if self._pass is None else notes(self._pass.counts, self._pass.first_bad)
+        return [] if self._walk is None else notes(self._walk.counts, self._walk.first_bad)
 
     @property
     def _current(self) -> Pass:
         """The pass that the cursor is in."""
-        if self._pass is None:
-            self._pass = Pass(self.read, self.plan, self.cursor.epoch)
-        return self._pass
+        if self._walk is None:
+            self._walk = Pass(self.read, self.plan, self.cursor.epoch)
+        return self._walk
 
     def state_dict(self) -> dict[str, Any]:
-        place = {} if self._pass is None else self._pass.state_dict()
+        place = {} if self._walk is None else self._walk.state_dict()
         return {**attrs.asdict(self.cursor), "stream": place}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.cursor = Cursor(state["epoch"], state["samples"])
-        self._pass = Pass(self.read, self.plan, self.cursor.epoch, state["stream"])
+        self._walk = Pass(self.read, self.plan, self.cursor.epoch, state["stream"])
 
 
 @attrs.frozen

@@ -241,7 +241,7 @@ class Pass:
         """
         if not all(number in self._kept for number in numbers):
             raise UserError(
-                "The stream ends before the place that the checkpoint stood at: its rows are others.",
+                "The stream ends before the place that the checkpoint stood at: it is another.",
                 fix="put the old data back, or pass --fresh to start a new run",
                 path=("dataset",),
             )

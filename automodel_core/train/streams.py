@@ -103,9 +103,7 @@ class Portions(torch.utils.data.IterableDataset):
             yield -1, error
 
 
-def reader(
-    targets: Targets, section: DataLoader, stream: Stream, supplied: dict[str, Any]
-) -> Read:
+def reader(targets: Targets, section: DataLoader, stream: Stream, supplied: dict[str, Any]) -> Read:
     """The stream, read by the YAML's loader."""
     make = targets.bind(section.loader, supplied)
 
