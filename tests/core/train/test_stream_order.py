@@ -17,7 +17,9 @@ SIZE = 10
 
 # Lengths of the samples of each portion; some portions have none.
 portions = st.lists(st.lists(st.integers(1, SIZE + 2), max_size=5), max_size=12)
-plans = st.builds(Plan, st.integers(0, 9), st.sampled_from([1, 2, 5, 64]), st.sampled_from([0, SIZE]))
+plans = st.builds(
+    Plan, st.integers(0, 9), st.sampled_from([1, 2, 5, 64]), st.sampled_from([0, SIZE])
+)
 
 
 class Lengths:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from automodel_core.cli import main
 from automodel_core.errors import UserError
-from automodel_datasets.mixture import Mixture, interleaved
+from automodel_datasets.interleaving import interleaved
+from automodel_datasets.mixture import Mixture
 
 
 def source(length: int, marker: int) -> list[dict]:
