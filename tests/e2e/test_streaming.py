@@ -125,6 +125,25 @@ def test_what_a_stream_can_t_go_with_is_refused_at_its_line_before_anything_is_r
     assert key.rpartition(".")[2] in text[problem["line"] - 1]
 
 
+def test_where_nothing_is_read_as_it_goes_streaming_is_refused_with_the_reason(
+    config_file, tmp_path, capsys
+):
+    mock = {"_target_": "mock", "length": 8, "dataset_name": None, "split": None}
+    for section, reason in (({"_target_": "mixture"}, "in each of the sources"), (mock, "nothing")):
+        path = config_file({"dataset": {**section, "streaming": True}}, tmp_path / "run")
+        assert main(["validate", path]) == 2
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "takes no argument `streaming`" in shown
+        assert reason in shown
+
+
+def test_bench_times_a_stream(config_file, tmp_path, capsys):
+    path = config_file(STREAM, tmp_path / "run")
+    one = ["--nproc-per-node", "1"]
+    assert main(["bench", path, "--warmup", "1", "--steps", "5", "--json", *one]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
 def test_data_show_looks_at_the_first_samples_of_a_stream(config_file, tmp_path, capsys):
     path = config_file(STREAM, tmp_path / "run")
     assert main(["data", "show", path, "--examine", "8", "--num", "1"]) == 0
