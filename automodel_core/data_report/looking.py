@@ -80,7 +80,7 @@ def look(
             sources = Sources(Sources.of(dataset).names, Numbered(by_number))
             notes += data.notes
         else:
-            held_out = validation_data(config, targets, dataset, supplied, world)
+            held_out = validation_data(config, targets, dataset, supplied, world, console)
             rows = first_rows(held_out.batches(), examined)
             sources = Sources((), dataset) if streamed else Sources.of(dataset)
         limit = target.arguments.get("max_length")

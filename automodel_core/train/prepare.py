@@ -113,6 +113,7 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
             ),
             supplied,
             world,
+            console,
         )
         for name, target in validation_targets(config).items()
     }
@@ -297,10 +298,12 @@ def validation_data(
     dataset: Dataset | Head,
     supplied: dict[str, Any],
     world: World,
+    console: Console,
 ) -> ValidationData | StreamValidation:
     """One of the sets that a run validates on."""
-    kind = StreamValidation if isinstance(dataset, Head) else ValidationData
-    return kind.build(config, targets, dataset, supplied, world)
+    if isinstance(dataset, Head):
+        return StreamValidation.build(config, targets, dataset, supplied, world, console.say)
+    return ValidationData.build(config, targets, dataset, supplied, world)
 
 
 def build_dataset(

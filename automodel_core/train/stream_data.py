@@ -22,7 +22,7 @@ from automodel_core.train.fingerprint import fingerprint
 from automodel_core.train.order import Cursor, Layout, deal
 from automodel_core.train.samples import Numbered, Sources
 from automodel_core.train.stream_order import Pass, Plan, Read, Row, as_sample
-from automodel_core.train.streams import Head, notes, reader
+from automodel_core.train.streams import Head, notes, reading
 from automodel_core.train.world import World
 
 # Samples that are mixed with each other where the YAML says only `shuffle`.
@@ -98,9 +98,10 @@ class StreamData:
         size = config.packed_sequence.packed_sequence_size
         layout = plan_layout(scheduler, section.batch_size, world.data_ranks, world.data_rank)
         endless = scheduler.max_steps is not None and scheduler.num_epochs is None
+        make = targets.bind(section.loader, supplied)
         return cls(
             dataset=head,
-            read=reader(targets, section, head.stream, supplied),
+            read=reading(make, head.stream, config.rng.seed),
             dealer=Dealer(targets.bind(section.collate_fn, supplied), layout, size > 0),
             plan=Plan(config.rng.seed, window_of(section), size),
             epochs=None if endless else scheduler.num_epochs or 1,
@@ -199,14 +200,23 @@ class StreamData:
         self._walk = Pass(self.read, self.plan, self.cursor.epoch, state["stream"])
 
 
-@attrs.frozen
+@attrs.define
 class StreamValidation:
-    """The micro-batches of a whole stream, in its order."""
+    """The micro-batches of a whole stream, in its order.
+
+    Attributes:
+        dataset: The first samples of the stream.
+        dealer: Deals rows to ranks.
+        plan: How the stream is ordered.
+        say: Told at the end of the first pass what was left out of it.
+    """
 
     dataset: Head
     read: Read
     dealer: Dealer
     plan: Plan
+    say: Callable[[str], None]
+    _told: bool = False
 
     @classmethod
     def build(
@@ -216,16 +226,19 @@ class StreamValidation:
         head: Head,
         supplied: dict[str, Any],
         world: World,
+        say: Callable[[str], None],
     ) -> StreamValidation:
         """From the `validation_dataloader` section, else from `dataloader`."""
         section = config.validation_dataloader or config.dataloader
         size = config.packed_sequence.packed_sequence_size
         layout = Layout(section.batch_size, 1, world.data_ranks, world.data_rank)
+        make = targets.bind(section.loader, supplied)
         return cls(
             dataset=head,
-            read=reader(targets, section, head.stream, supplied),
+            read=reading(make, head.stream, config.rng.seed),
             dealer=Dealer(targets.bind(section.collate_fn, supplied), layout, size > 0),
             plan=Plan(config.rng.seed, size=size),
+            say=say,
         )
 
     @property
@@ -238,3 +251,6 @@ class StreamValidation:
         while group := run.upcoming(self.dealer.layout.group):
             yield from map(partial(self.dealer.batch, group), self.dealer.mine(group))
             run.done(len(group))
+        for note in () if self._told else notes(run.counts, run.first_bad):
+            self.say(f"validation: {note}")
+        self._told = True

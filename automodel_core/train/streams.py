@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, islice
 from typing import Any, TypeGuard
@@ -13,10 +13,8 @@ from typing import Any, TypeGuard
 import attrs
 import torch
 
-from automodel_core.config.schema import DataLoader
 from automodel_core.errors import ConfigPath, UserError
 from automodel_core.protocols import Dataset, Portion, Sample, Stream
-from automodel_core.targets import Targets
 from automodel_core.train.stream_order import Read
 
 # Samples that are looked at before a run, and portions after which none is expected any more.
@@ -103,14 +101,21 @@ class Portions(torch.utils.data.IterableDataset):
             yield -1, error
 
 
-def reader(targets: Targets, section: DataLoader, stream: Stream, supplied: dict[str, Any]) -> Read:
-    """The stream, read by the YAML's loader."""
-    make = targets.bind(section.loader, supplied)
+def reading(make: Callable[..., Any], stream: Stream, seed: int) -> Read:
+    """The stream, as a loader reads it.
+
+    Args:
+        make: The loader's class, with the YAML's arguments.
+        stream: What is read.
+        seed: The run's. Workers draw their seeds from a generator of the loader's own.
+    """
 
     def read(first: int) -> Iterator[tuple[int, Portion]]:
-        generator = torch.Generator().manual_seed(supplied["seed"])
         loader = make(
-            Portions(stream, first), batch_size=None, collate_fn=as_it_is, generator=generator
+            Portions(stream, first),
+            batch_size=None,
+            collate_fn=as_it_is,
+            generator=torch.Generator().manual_seed(seed),
         )
         with one_core_a_worker():
             arriving = iter(loader)
