@@ -82,6 +82,7 @@ class StreamData:
     say: Callable[[str], None]
     cursor: Cursor = attrs.field(factory=Cursor)
     _walk: Pass | None = None
+    _group: Sequence[Row] = ()
 
     @classmethod
     def build(
@@ -145,6 +146,7 @@ class StreamData:
         if not group:
             told = " ".join(notes(self._current.counts, self._current.first_bad))
             raise UserError(f"No sample of the stream is left. {told}".rstrip(), path=("dataset",))
+        self._group = group
         mine, sources = self.dealer.mine(group), self.sources_of(group)
         batches = [self.dealer.batch(group, own) for own in mine]
         return StepData(
@@ -163,7 +165,7 @@ class StreamData:
 
     def under_way(self) -> list[int]:
         """The numbers of this rank's samples in the step at the cursor; none before the first."""
-        group = [] if self._walk is None else list(self._walk.waiting)[: self.layout.group]
+        group = self._group
         mine = self.dealer.mine(group) if group else []
         return [held.number for own in mine for row in own for held in row]
 
@@ -171,8 +173,8 @@ class StreamData:
         """An optimizer step is done: the cursor moves past its rows, and into the next epoch if
         they were the last."""
         done = len(self._current.upcoming(self.layout.group))
-        self._current.done(done)
-        if self._current.upcoming(1):
+        self._group = []
+        if self._current.advance(done):
             self.cursor = Cursor(self.cursor.epoch, self.cursor.samples + done)
             return
         for note in self.notes:
@@ -250,7 +252,7 @@ class StreamValidation:
         run = Pass(self.read, self.plan, epoch=0)
         while group := run.upcoming(self.dealer.layout.group):
             yield from map(partial(self.dealer.batch, group), self.dealer.mine(group))
-            run.done(len(group))
+            run.advance(len(group))
         for note in () if self._told else notes(run.counts, run.first_bad):
             self.say(f"validation: {note}")
         self._told = True

@@ -7,7 +7,7 @@ the stream, the seed and the epoch alone, not on the ranks, the workers or the l
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, count, dropwhile, islice
 from typing import Any
 
@@ -94,9 +94,51 @@ class Plan:
     size: int = 0
 
 
+@attrs.frozen(eq=False)
+class Place:
+    """How far a pass has been read, with the rows that aren't done.
+
+    Attributes:
+        taken: Samples that have been put into rows, or left out.
+        waiting: Rows that are whole.
+        open: Rows that others may still be packed into.
+        block: The first sample of the window that is gone through.
+        counts: What was cut or left out.
+        counted: Portions that have been asked for it.
+        first_bad: The first of the rows that couldn't be used.
+    """
+
+    taken: int
+    waiting: Sequence[Row]
+    open: Sequence[Row]
+    block: Held | None
+    counts: Mapping[str, int]
+    counted: int
+    first_bad: str
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers alone, and from which portion on the stream is to be read again."""
+        held = [each for row in chain(self.waiting, self.open) for each in row]
+        held += [self.block] if self.block else []
+        oldest = min((each.arrived for each in held), key=lambda each: each.number, default=None)
+        return {
+            "portion": oldest.number if oldest else 0,
+            "first": oldest.first if oldest else 0,
+            "taken": self.taken,
+            "waiting": [[each.number for each in row] for row in self.waiting],
+            "open": [[each.number for each in row] for row in self.open],
+            "counts": dict(self.counts),
+            "counted": self.counted,
+            "first_bad": self.first_bad,
+        }
+
+
 @attrs.define(slots=False, eq=False)
 class Pass:
     """Rows of one pass over a stream, from a place in it to its end.
+
+    An exception may end a read anywhere, as a signal does. So what `state_dict` tells is the place
+    at the last `advance`.
 
     Attributes:
         read: The stream.
@@ -124,36 +166,35 @@ class Pass:
         self.open: deque[list[Held]] = deque()
         self.block: Held | None = None  # the first sample of the block that is gone through
         self._kept: dict[int, Held] = {}  # samples of the state's rows, until they stand there
+        self._place: Place | None = None
 
     def upcoming(self, rows: int) -> list[Row]:
-        """The next so many, fewer at the end; they stay the next ones until they are `done`."""
+        """The next so many, fewer at the end; they stay the next ones until `advance`."""
         if self._rows is None:
             self._rows = self._in_rows()
         while len(self.waiting) < rows and (row := next(self._rows, None)) is not None:
             self.waiting.append(row)
         return list(islice(self.waiting, rows))
 
-    def done(self, rows: int) -> None:
+    def advance(self, rows: int) -> bool:
+        """So many are done; whether there is another."""
         for _ in range(rows):
             self.waiting.popleft()
+        more = bool(self.upcoming(1))
+        self._place = Place(
+            taken=self.taken,
+            waiting=list(self.waiting),
+            open=list(map(list, self.open)),
+            block=self.block,
+            counts=dict(self.counts),
+            counted=self.counted,
+            first_bad=self.first_bad,
+        )
+        return more
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this pass stands, before the rows that aren't done."""
-        if self._rows is None:
-            return self.state
-        held = [each for row in chain(self.waiting, self.open) for each in row]
-        held += [self.block] if self.block else []
-        oldest = min((each.arrived for each in held), key=lambda each: each.number, default=None)
-        return {
-            "portion": oldest.number if oldest else 0,
-            "first": oldest.first if oldest else 0,
-            "taken": self.taken,
-            "waiting": [[each.number for each in row] for row in self.waiting],
-            "open": [[each.number for each in row] for row in self.open],
-            "counts": dict(self.counts),
-            "counted": self.counted,
-            "first_bad": self.first_bad,
-        }
+        """Where this pass stood at the last `advance`."""
+        return self.state if self._place is None else self._place.state_dict()
 
     def _in_rows(self) -> Iterator[Row]:
         ordered = self._ordered()
