@@ -16,10 +16,11 @@ from automodel_core.signatures import Parameter, Signature
 from automodel_core.wording import did_you_mean
 
 REMOTE_CODE = "trust_remote_code"
-NO_STREAMS = (
-    "leave it out: samples are taken by index, in an order that resumes exactly, so no set is "
-    "streamed; a split such as train[:10000] takes fewer rows"
+NO_STREAM = (
+    "leave it out: this set makes each sample when it is asked for, so there is nothing to stream; "
+    "sets of text can be streamed"
 )
+IN_ITS_SOURCES = "write it in each of the sources instead"
 ATTENTION = ("attn_implementation", "_attn_implementation")
 
 
@@ -38,6 +39,9 @@ class Finding:
     message: str
     hint: str = ""
     on: Literal["key", "value"] = "value"
+
+    def as_error(self) -> UserError:
+        return UserError(self.message, fix=self.hint, path=self.path)
 
     @classmethod
     def from_error(cls, error: UserError, path: ConfigPath) -> Finding:
@@ -111,7 +115,7 @@ def _unknown(target: Target, name: str, path: ConfigPath, known: Iterable[str]) 
     listed = f"it takes: {', '.join(names)}" if names else "it takes none"
     hint = did_you_mean(name, names) or listed
     if name == "streaming" and target.kind == "datasets":
-        hint = NO_STREAMS
+        hint = IN_ITS_SOURCES if "sources" in names else NO_STREAM
     return Finding(path, f"`{target.name}` takes no argument `{name}`.", hint, on="key")
 
 

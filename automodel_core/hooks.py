@@ -80,14 +80,16 @@ def automodel_launch(config: RunConfig, argv: Sequence[str]) -> int | None:
 
 
 @hookspec
-def automodel_run_start(folder: Path, config: RunConfig, step: int, total_steps: int) -> None:
+def automodel_run_start(
+    folder: Path, config: RunConfig, step: int, total_steps: int | None
+) -> None:
     """Everything is built and training begins.
 
     Args:
         folder: The run folder.
         config: A copy of the whole configuration.
         step: Optimizer steps done before, by the run that this one resumes.
-        total_steps: Optimizer steps when the run is complete.
+        total_steps: Optimizer steps when the run is complete; None if a stream's end decides.
     """
 
 

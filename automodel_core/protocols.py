@@ -5,7 +5,8 @@ The kinds, the entry-point group of each, and what a target of that kind returns
 with the arguments of its YAML section:
 
     models         `automodel.models`        a ModelSource: a model that is known but not yet loaded
-    datasets       `automodel.datasets`      a Dataset: tokenised samples, by index
+    datasets       `automodel.datasets`      a Dataset: tokenised samples, by index; or a Stream of
+                                             them, one after another
     collators      `automodel.collators`     called with a list of samples; returns a Batch
     losses         `automodel.losses`        a Loss
     peft           `automodel.peft`          an Adapter
@@ -22,7 +23,7 @@ is given it by the engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, TypeVar
 
@@ -152,6 +153,45 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+class Portion(NamedTuple):
+    """What became of some consecutive rows of a stream.
+
+    Attributes:
+        samples: In the order of the rows, by index.
+        lengths: Tokens in each.
+        counts: Rows that were cut or left out, by what is to be told of them.
+        first_bad: What is wrong with the first row that can't be used, if one was skipped.
+        sources: The source of each sample, of a stream that is mixed of several.
+    """
+
+    samples: Sequence[Sample]
+    lengths: Sequence[int]
+    counts: Mapping[str, int]
+    first_bad: str
+    sources: Sequence[str]
+
+
+class Stream(Protocol):
+    """Samples in one order, however many there are: they are made as they are asked for.
+
+    It is passed through any number of times, by several processes at once that share the work, and
+    gives the same each time. It can be pickled.
+
+    Attributes:
+        sources: The names of the sources that it is mixed of; none if it isn't.
+    """
+
+    sources: Sequence[str]
+
+    def portions(self, first: int, step: int) -> Iterator[Portion]:
+        """The portions `first`, `first + step`, `first + 2 * step`, ... of one pass, from 0.
+
+        Raises:
+            UserError: A row can't be used, and isn't to be skipped.
+        """
+        ...
 
 
 class WithOptions(Protocol[Options]):

@@ -14,6 +14,7 @@ from automodel_core.config.reading import load_files
 from automodel_core.config.report import ConfigError, Problem
 from automodel_core.config.schema import Plugins, RunConfig
 from automodel_core.config.secrets import redactor, variables_in
+from automodel_core.config.streams import check_streams
 from automodel_core.config.structure import structure
 from automodel_core.errors import UserError
 from automodel_core.registry import Registry
@@ -100,7 +101,11 @@ def load(
     registry = Registry.discover(disabled=[*no_plugin, *(chosen.disable or ())])
     targets = Targets(registry, Trust.from_environment(allow, remote_code=remote_code))
     loaded = Loaded(document, config, problems, targets, registry, environ)
-    found = [*targets.check(config), *unmet(chosen.require or (), registry)]
+    found = [
+        *targets.check(config),
+        *unmet(chosen.require or (), registry),
+        *check_streams(config),
+    ]
     loaded.add(each for each in found if sections is None or each.path[0] in sections)
     return loaded
 

@@ -43,4 +43,5 @@ def described(folder: Path, status: Status) -> str:
     loss = f", loss {steps[-1]['loss']:.4f}" if steps else ""
     reason = f" ({status.reason})" if status.reason else ""
     done = steps[-1]["step"] if steps else status.step
-    return f"{status.state}{reason}, step {done} of {status.total_steps}{loss}"
+    of = "" if status.total_steps is None else f" of {status.total_steps}"
+    return f"{status.state}{reason}, step {done}{of}{loss}"

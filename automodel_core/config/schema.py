@@ -143,6 +143,11 @@ class DataLoader:
         "A new order every epoch, drawn from the seed; false keeps the order of the data.",
         default=False,
     )
+    shuffle_window: int | None = key(
+        "Of a stream, samples that are mixed with each other by shuffle (4096 if left out).",
+        default=None,
+        at_least=2,
+    )
     group_by_length: bool = key(
         "Samples of like lengths stand together, for less padding; needs shuffle.", default=False
     )

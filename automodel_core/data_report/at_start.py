@@ -15,6 +15,7 @@ from automodel_core.targets import Targets
 from automodel_core.train.console import Console
 from automodel_core.train.data import as_dealt
 from automodel_core.train.samples import Sources
+from automodel_core.train.streams import Head
 
 # Samples that are looked at; of those that hold images, which are decoded for it, fewer.
 PROBES, PROBES_OF_IMAGES = 128, 8
@@ -25,7 +26,7 @@ def check_data(
     targets: Targets,
     source: ModelSource,
     supplied: dict,
-    dataset: Dataset,
+    dataset: Dataset | Head,
     console: Console,
 ) -> Health:
     """Warn of faults in the training data.
@@ -58,17 +59,18 @@ def check_data(
 
 
 def refuse_unsupervised(dataset: Dataset, path: Sequence[str | int]) -> None:
-    """Look through all samples for one with something to learn.
+    """Look through all samples, of a stream the first ones, for one with something to learn.
 
     Raises:
         UserError: There is none.
     """
+    what = f"the first {len(dataset)} samples" if isinstance(dataset, Head) else "this data"
     for index in range(len(dataset)):
         labels = dataset[index].get("labels")
         if labels is None or any(label != IGNORE_INDEX for label in labels[1:]):
             return
     raise UserError(
-        "Nothing of this data is learned: every label is masked.",
+        f"Nothing of {what} is learned: every label is masked.",
         fix="see what is there with `automodel data show`",
         path=tuple(path),
     )

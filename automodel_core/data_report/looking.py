@@ -13,15 +13,19 @@ from automodel_core.data_report.health import Health, examine
 from automodel_core.protocols import Batch
 from automodel_core.targets import Targets
 from automodel_core.train.console import Console
-from automodel_core.train.data import TrainingData, ValidationData
+from automodel_core.train.data import TrainingData
 from automodel_core.train.packing import PackedDataset
 from automodel_core.train.prepare import (
     build_dataset,
     open_source,
     packed,
+    training_data,
+    validation_data,
     validation_targets,
 )
-from automodel_core.train.samples import Sources
+from automodel_core.train.samples import Numbered, Sources
+from automodel_core.train.stream_data import StreamData
+from automodel_core.train.streams import Head
 from automodel_core.train.world import World
 
 
@@ -31,14 +35,14 @@ class Looked:
 
     Attributes:
         name: The key of its section, such as `dataset` or `validation_dataset.easy`.
-        samples: How many it has.
+        samples: How many it has; None for a stream.
         notes: What it says of itself.
         rows: Those that were examined, in the order of training.
         health: What they show.
     """
 
     name: str
-    samples: int
+    samples: int | None
     notes: tuple[str, ...]
     rows: list[Row]
     health: Health
@@ -63,16 +67,24 @@ def look(
     looked = []
     for name, target in sections(config).items():
         dataset = build_dataset(targets, console, target, supplied)
-        samples, notes = len(dataset), [*getattr(dataset, "notes", ())]
+        streamed = isinstance(dataset, Head)
+        samples = None if streamed else len(dataset)
+        notes = [*getattr(dataset, "notes", ())]
         dataset = packed(config, targets, console, dataset, supplied)
         if isinstance(dataset, PackedDataset):
             notes += dataset.notes
-        kind = TrainingData if name == "dataset" else ValidationData
-        data = kind.build(config, targets, dataset, supplied, world)
-        batches = one_epoch(data) if isinstance(data, TrainingData) else data.batches()
-        rows = first_rows(batches, examined)
+        if name == "dataset":
+            data = training_data(config, targets, dataset, supplied, world, console)
+            by_number: dict[int, str] = {}
+            rows = first_rows(one_epoch(data, by_number), examined)
+            sources = Sources(Sources.of(dataset).names, Numbered(by_number))
+            notes += data.notes
+        else:
+            held_out = validation_data(config, targets, dataset, supplied, world, console)
+            rows = first_rows(held_out.batches(), examined)
+            sources = Sources((), dataset) if streamed else Sources.of(dataset)
         limit = target.arguments.get("max_length")
-        health = examine(rows, tokenizer, known, Sources.of(dataset), limit)
+        health = examine(rows, tokenizer, known, sources, limit)
         looked.append(Looked(name, samples, tuple(notes), rows, health))
     return tokenizer, looked
 
@@ -86,10 +98,18 @@ def sections(config: RunConfig) -> dict[str, Target]:
     return {"dataset": config.dataset, **validation}
 
 
-def one_epoch(data: TrainingData) -> Iterator[Batch]:
-    """The micro-batches of the first epoch, in the order of training."""
+def one_epoch(data: TrainingData | StreamData, by_number: dict[int, str]) -> Iterator[Batch]:
+    """The micro-batches of the first epoch, in the order of training.
+
+    Args:
+        data: At its beginning.
+        by_number: Gets the sources of the samples, of data that is mixed.
+    """
     while data.cursor.epoch == 0:
-        yield from data.next_step().batches
+        step = data.next_step()
+        if step.sources.names:
+            by_number |= {number: step.sources.of_sample(number) for number in step.samples}
+        yield from step.batches
         data.advance()
 
 

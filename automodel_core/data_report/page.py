@@ -45,8 +45,9 @@ def as_page(data: dict[str, Any], title: str) -> str:
 
 
 def _set(name: str, data: dict[str, Any]) -> str:
+    amount = "a stream" if data["samples"] is None else f"{data['samples']:,}"
     facts = {
-        "samples": f"{data['samples']:,}, of which {data['documents']:,} were examined",
+        "samples": f"{amount}, of which {data['documents']:,} were examined",
         "learned": _learned(data),
         **{f"- {escape(source)}": _learned(part) for source, part in data["sources"].items()},
         "padding": f"{data['pads']:,} tokens",

@@ -30,7 +30,8 @@ def print_report(
 ) -> None:
     """Samples as the model will see them, then what is wrong."""
     for each in looked:
-        console.print(f"\n{each.name}: {each.samples:,} samples", style="bold", markup=False)
+        amount = "a stream" if each.samples is None else f"{each.samples:,} samples"
+        console.print(f"\n{each.name}: {amount}", style="bold", markup=False)
         for note in each.notes:
             console.print(f"  {note}", markup=False)
         for number, row in enumerate(each.rows[:shown], start=1):

@@ -160,18 +160,20 @@ class Estimate:
 
     Attributes:
         step_seconds: Of an optimizer step that isn't compiled.
-        steps: Of the run.
+        steps: Of the run; None if nobody knows, because its data is a stream.
     """
 
     step_seconds: float
-    steps: int
+    steps: int | None
 
     @property
     def repays(self) -> bool:
-        return self.step_seconds * self.steps * SAVED > COMPILE_SECONDS
+        return self.steps is None or self.step_seconds * self.steps * SAVED > COMPILE_SECONDS
 
     @property
     def note(self) -> str:
+        if self.steps is None:
+            return "compile: auto is on. A stream of unknown length is taken for a long one."
         return (
             f"compile: auto is {'on' if self.repays else 'off'}. {self.steps} steps of about "
             f"{self.step_seconds:.2g} s would be {SAVED:.0%} faster, and compiling takes up to "
@@ -192,14 +194,16 @@ def _estimate(
     layout = data.layout
     rows = layout.micro_batch * layout.grad_acc_steps
     operations = 6 if config.peft is None else 4  # of each parameter for each token
-    work = operations * source.parameter_count * rows * _tokens(data.dataset)
+    work = operations * source.parameter_count * rows * _tokens(config, data.dataset)
     rate = FLOPS.get(torch.cuda.get_device_capability(device), OLDER_FLOPS)
     least = LAYER_SECONDS * layers * layout.grad_acc_steps
     return Estimate(max(work / rate, least), horizon.total_steps)
 
 
-def _tokens(dataset: Any) -> float:
-    """Of a sample, on average over a few of them."""
+def _tokens(config: RunConfig, dataset: Any) -> float:
+    """Of a row: what it is packed to, or a sample's on average over a few of them."""
+    if config.packed_sequence.packed_sequence_size:
+        return config.packed_sequence.packed_sequence_size
     every = max(len(dataset) // LOOKED_AT, 1)
     samples: Sequence[Any] = [dataset[i] for i in range(0, len(dataset), every)][:LOOKED_AT]
     told = [len(each["input_ids"]) for each in samples if "input_ids" in each]

@@ -37,7 +37,7 @@ class Console:
         self.verbosity = verbosity
         self.rich = RichConsole(quiet=verbosity < 0, highlight=False, soft_wrap=True)
         self.progress: Progress | None = None
-        self.total_steps = 0
+        self.total_steps: int | None = 0
 
     def say(self, text: str = "") -> None:
         """One line, above the progress bar if there is one."""
@@ -86,14 +86,14 @@ class Console:
         return hear
 
     @contextmanager
-    def training(self, done: int, total: int) -> Iterator[None]:
-        """Live progress from step `done` on."""
+    def training(self, done: int, total: int | None) -> Iterator[None]:
+        """Live progress from step `done` on, to `total` if that is known."""
         self.total_steps = total
         if not self.rich.is_terminal or self.rich.quiet:
             yield
             return
         columns = (
-            TextColumn("step {task.completed:>4.0f}/{task.total:.0f}"),
+            TextColumn("step {task.completed:>4.0f}" + ("" if total is None else f"/{total}")),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(compact=True),
@@ -111,9 +111,12 @@ class Console:
         if self.progress:
             self.progress.update(self.task, completed=metrics.step, figures=figures(metrics))
         elif self.verbosity > 0 or self.is_plain_line(metrics.step):
-            self.say(f"step {metrics.step:>4}/{self.total_steps}  {figures(metrics)}")
+            of = "" if self.total_steps is None else f"/{self.total_steps}"
+            self.say(f"step {metrics.step:>4}{of}  {figures(metrics)}")
 
     def is_plain_line(self, step: int) -> bool:
+        if self.total_steps is None:  # 1, 2, ..., 10, 20, ..., 100, 200, ...
+            return step % 10 ** (len(str(step)) - 1) == 0
         every = max(self.total_steps // PLAIN_LINES, 1)
         return step == 1 or step == self.total_steps or step % every == 0
 

@@ -27,6 +27,7 @@ from automodel_core.train.order import (
     epoch_order,
     grouped_by_length,
 )
+from automodel_core.train.packing import PackedDataset
 from automodel_core.train.samples import Sources, members
 from automodel_core.train.world import World
 
@@ -81,8 +82,19 @@ def as_dealt(batch: Batch, dataset: Dataset, indices: Sequence[int]) -> Batch:
         dataset: What `indices` count in.
         indices: What this rank was dealt for it; none if it fills up.
     """
-    numbered = batch | {"sample_id": torch.tensor(members(dataset, indices or FILLING))}
-    if indices:
+    return with_numbers(batch, members(dataset, indices or FILLING), filled=not indices)
+
+
+def with_numbers(batch: Batch, numbers: Sequence[int], *, filled: bool) -> Batch:
+    """A collated batch with the numbers of its samples.
+
+    Args:
+        batch: As collated.
+        numbers: Of its samples, in their order.
+        filled: Whether it only fills up.
+    """
+    numbered = batch | {"sample_id": torch.tensor(numbers)}
+    if not filled:
         return numbered
     return numbered | {"labels": torch.full_like(batch["labels"], IGNORE_INDEX)}
 
@@ -119,6 +131,7 @@ class StepData:
         samples: The numbers of its samples, over all ranks.
         batches: This rank's micro-batches, each with its own samples' numbers.
         filled: Which of them only keep the other ranks company.
+        sources: Those of its samples.
         learned_by_source: Supervised tokens of this rank by source, for data that is mixed.
     """
 
@@ -126,6 +139,7 @@ class StepData:
     samples: list[int]
     batches: list[Batch]
     filled: list[bool]
+    sources: Sources
     learned_by_source: dict[str, int]
 
 
@@ -161,6 +175,12 @@ class TrainingData:
     ) -> TrainingData:
         """From the `dataloader` and `step_scheduler` sections."""
         section, scheduler = config.dataloader, config.step_scheduler
+        if section.shuffle_window is not None:
+            raise UserError(
+                "shuffle_window is for streams; of this data set all samples are mixed.",
+                fix="leave it out",
+                path=("dataloader", "shuffle_window"),
+            )
         if section.group_by_length and not section.shuffle:
             raise UserError(
                 "group_by_length changes the order of the samples, and shuffle is off.",
@@ -189,10 +209,23 @@ class TrainingData:
         return self.layout.steps(len(self.dataset))
 
     @property
-    def last_epoch(self) -> int:
-        """The epoch of the newest step."""
-        begun = self.cursor.samples > 0 or self.cursor.epoch == 0
-        return self.cursor.epoch if begun else self.cursor.epoch - 1
+    def unit(self) -> str:
+        return "rows" if isinstance(self.dataset, PackedDataset) else "samples"
+
+    @property
+    def amount(self) -> str:
+        """How much there is, in words."""
+        return f"{len(self.dataset):,} {self.unit}"
+
+    @property
+    def ended(self) -> bool:
+        """Never: a run ends by its number of steps, which is known."""
+        return False
+
+    @property
+    def notes(self) -> list[str]:
+        """None at the end of a run: what was left out has been told at its start."""
+        return []
 
     def next_step(self) -> StepData:
         """The optimizer step that begins at the cursor."""
@@ -210,6 +243,7 @@ class TrainingData:
             samples=members(self.dataset, group),
             batches=batches,
             filled=[not own for own in mine],
+            sources=self.sources,
             learned_by_source=self.sources.learned(batches),
         )
 
@@ -252,6 +286,11 @@ class ValidationData:
     dataset: Dataset
     make_loader: MakeLoader
     layout: Layout
+
+    @property
+    def amount(self) -> str:
+        """How much there is, in words."""
+        return f"{len(self.dataset):,}"
 
     @classmethod
     def build(

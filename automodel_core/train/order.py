@@ -29,6 +29,11 @@ class Cursor:
     epoch: int = 0
     samples: int = 0
 
+    @property
+    def last_epoch(self) -> int:
+        """The epoch of the newest step."""
+        return self.epoch if self.samples > 0 or self.epoch == 0 else self.epoch - 1
+
     def advanced(self, samples: int, length: int) -> Cursor:
         """The cursor after `samples` more of an epoch of `length`."""
         done = self.samples + samples

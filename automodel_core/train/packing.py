@@ -8,7 +8,7 @@ other: their positions begin again, which the labels' shift and the attention go
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -27,11 +27,51 @@ from automodel_core.train.step import Objective
 WINDOW = 256
 
 
-def first_fit(lengths: Iterable[int], size: int, window: int = WINDOW) -> list[list[int]]:
-    """Put each item in the oldest open row that has room for it; open another where none has.
+class FirstFit:
+    """First-fit bin packing (Johnson 1973) over a bounded window, one item after another.
 
-    First-fit bin packing (Johnson 1973) over a bounded window: with `window` rows open, the oldest
-    is closed for the next one. It looks at the items in their order and at nothing behind.
+    An item is put into the oldest open row that has room for it, and opens another where none has.
+    With `window` rows open, the oldest is closed for the next one.
+
+    Attributes:
+        rows: How many have been opened.
+
+    Args:
+        size: What a row holds.
+        window: Rows that are open at a time.
+    """
+
+    def __init__(self, size: int, window: int = WINDOW) -> None:
+        self.size, self.window, self.rows = size, window, 0
+        # A ring of open rows: row r has its room at r % window, closed ones none.
+        self.room = np.zeros(window, dtype=np.int64)
+
+    def open(self, used: int) -> int:
+        """Open a row of which so much is used; returns its number."""
+        self.room[self.rows % self.window] = self.size - used
+        self.rows += 1
+        return self.rows - 1
+
+    def place(self, length: int) -> int:
+        """The number of the row that an item of at most `size` is put into."""
+        length = max(length, 1)
+        first = self.rows % self.window  # where the oldest open row is
+        fits = self.room >= length
+        behind = fits[first:].argmax() if fits[first:].any() else -1
+        if behind >= 0:
+            slot = first + behind
+        elif fits[:first].any():
+            slot = fits[:first].argmax()
+        else:
+            return self.open(length)
+        self.room[slot] -= length
+        # The newest row that lies in this slot.
+        return int(slot + (self.rows - 1 - slot) // self.window * self.window)
+
+
+def first_fit(lengths: Iterable[int], size: int, window: int = WINDOW) -> list[list[int]]:
+    """Put each item where FirstFit does. It looks at the items in their order and at nothing
+    behind.
 
     Args:
         lengths: Of the items, none above `size`.
@@ -41,26 +81,22 @@ def first_fit(lengths: Iterable[int], size: int, window: int = WINDOW) -> list[l
     Returns:
         For each row, the numbers of its items; rows in the order in which they were opened.
     """
-    rows: list[list[int]] = []
-    # A ring of open rows: row r has its room at r % window, closed ones none.
-    room = np.zeros(window, dtype=np.int64)
-    for number, length in enumerate(max(each, 1) for each in lengths):
-        first = len(rows) % window  # where the oldest open row is
-        fits = room >= length
-        behind = fits[first:].argmax() if fits[first:].any() else -1
-        if behind >= 0:
-            slot = first + behind
-        elif fits[:first].any():
-            slot = fits[:first].argmax()
-        else:
-            slot = first
-            room[slot] = size
+    fit, rows = FirstFit(size, window), []
+    for number, length in enumerate(lengths):
+        row = fit.place(length)
+        if row == len(rows):
             rows.append([])
-        # The newest row that lies in this slot.
-        row = slot + (len(rows) - 1 - slot) // window * window
         rows[row].append(number)
-        room[slot] -= length
     return rows
+
+
+def packed_row(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The tokens of several samples, their labels, and positions that begin again with each."""
+    return {
+        "input_ids": [token for each in samples for token in each["input_ids"]],
+        "labels": [label for each in samples for label in each["labels"]],
+        "position_ids": [i for each in samples for i in range(len(each["input_ids"]))],
+    }
 
 
 @attrs.define(slots=False)
@@ -111,12 +147,7 @@ class PackedDataset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The row's tokens, labels, and positions that begin again with each sample."""
-        samples = [self.samples[sample] for sample in self.rows[index]]
-        return {
-            "input_ids": [token for each in samples for token in each["input_ids"]],
-            "labels": [label for each in samples for label in each["labels"]],
-            "position_ids": [i for each in samples for i in range(len(each["input_ids"]))],
-        }
+        return packed_row([self.samples[sample] for sample in self.rows[index]])
 
     def members(self, index: int) -> Sequence[int]:
         """The samples in a row, by their index in the data set that they are of."""

@@ -13,11 +13,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from automodel_core import ranks
 from automodel_core.config.schema import PreProcessor, RunConfig, Target
+from automodel_core.config.streams import asked_by_number, conflicts
 from automodel_core.data_report.at_start import check_data
 from automodel_core.data_report.health import Health
 from automodel_core.errors import UserError
 from automodel_core.processors import read_processor, with_tokenizer
-from automodel_core.protocols import Adapter, Dataset, ModelSource, ParallelManager
+from automodel_core.protocols import Adapter, Dataset, ModelSource, ParallelManager, Stream
 from automodel_core.targets import Targets, at
 from automodel_core.train.compiling import Compilation, plan_compilation
 from automodel_core.train.console import Console
@@ -36,6 +37,8 @@ from automodel_core.train.packing import (
 from automodel_core.train.precision import PrecisionPlan, plan_precision
 from automodel_core.train.run_folder import check_disk_space
 from automodel_core.train.schedule import Horizon, check_schedule, plan_horizon
+from automodel_core.train.stream_data import StreamData, StreamValidation
+from automodel_core.train.streams import Head, is_stream
 from automodel_core.train.world import World, chosen_backend
 
 T = TypeVar("T")
@@ -56,9 +59,9 @@ class Prepared:
     loggers: Loggers
     device: torch.device
     precision: PrecisionPlan
-    data: TrainingData
+    data: TrainingData | StreamData
     health: Health
-    validation: dict[str, ValidationData]
+    validation: dict[str, ValidationData | StreamValidation]
     questions: list[Question]
     horizon: Horizon
     compilation: Compilation
@@ -91,14 +94,14 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
     health = check_data(config, context.targets, source, supplied, dataset, console)
     check_packing(config, source, world)
     dataset = packed(config, context.targets, console, dataset, supplied)
-    data = TrainingData.build(config, context.targets, dataset, supplied, world)
+    data = training_data(config, context.targets, dataset, supplied, world, console)
     horizon = plan_horizon(config.step_scheduler, data.steps_per_epoch)
     check_schedule(config.lr_scheduler, horizon)
     compilation = plan_compilation(config, world, device, source, data, horizon)
     if compilation.note:
         console.say(compilation.note)
     validation = {
-        name: ValidationData.build(
+        name: validation_data(
             config,
             context.targets,
             packed(
@@ -110,12 +113,15 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
             ),
             supplied,
             world,
+            console,
         )
         for name, target in validation_targets(config).items()
     }
     questions = []
     if config.generation_eval is not None:
         asked = build_dataset(context.targets, console, config.generation_eval.dataset, supplied)
+        if isinstance(asked, Head):
+            raise asked_by_number().as_error()
         if "input_ids" not in asked[0]:
             raise UserError(
                 "These samples are conversations, no tokens: images can't be asked about here.",
@@ -266,24 +272,62 @@ def load_section(read: Callable[..., T], section: PreProcessor, name: str) -> T:
         ) from None
 
 
-def build_dataset(
-    targets: Targets, console: Console, target: Any, supplied: dict[str, Any]
-) -> Dataset:
-    """Build a dataset and print what it has to say about itself.
+def training_data(
+    config: RunConfig,
+    targets: Targets,
+    dataset: Dataset | Head,
+    supplied: dict[str, Any],
+    world: World,
+    console: Console,
+) -> TrainingData | StreamData:
+    """What a run trains on, step by step.
 
     Raises:
-        UserError: It is a stream, or empty.
+        UserError: The configuration doesn't go with a stream, or with what is none.
+    """
+    if not isinstance(dataset, Head):
+        return TrainingData.build(config, targets, dataset, supplied, world)
+    for conflict in conflicts(config):
+        raise conflict.as_error()
+    return StreamData.build(config, targets, dataset, supplied, world, console.say)
+
+
+def validation_data(
+    config: RunConfig,
+    targets: Targets,
+    dataset: Dataset | Head,
+    supplied: dict[str, Any],
+    world: World,
+    console: Console,
+) -> ValidationData | StreamValidation:
+    """One of the sets that a run validates on."""
+    if isinstance(dataset, Head):
+        return StreamValidation.build(config, targets, dataset, supplied, world, console.say)
+    return ValidationData.build(config, targets, dataset, supplied, world)
+
+
+def build_dataset(
+    targets: Targets, console: Console, target: Any, supplied: dict[str, Any]
+) -> Dataset | Head:
+    """Build a dataset and print what it has to say about itself; of a stream read the first
+    samples.
+
+    Raises:
+        UserError: It is a stream of another kind than the engine's, or empty.
     """
     name = ".".join(map(str, target.path))
     with console.preparing(name):
-        dataset: Dataset = targets.build(target, supplied)
+        dataset: Dataset | Stream = targets.build(target, supplied)
+        if is_stream(dataset):
+            with at(target.path):
+                return Head.of(dataset, target.path)
     by_index = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if not by_index or isinstance(dataset, torch.utils.data.IterableDataset):
         raise UserError(
             f"The data set is a stream: its {type(dataset).__name__} has no length, or gives no "
             "sample by its index, so no run on it could be resumed.",
             fix="return something with __len__ and __getitem__, such as a list; or write it as a "
-            "function that yields (docs/your_own_dataset.md)",
+            "function that yields, which can be streamed (docs/your_own_dataset.md)",
             path=target.path,
         )
     for note in getattr(dataset, "notes", ()):
@@ -312,15 +356,18 @@ def packed(
     config: RunConfig,
     targets: Targets,
     console: Console,
-    dataset: Dataset,
+    dataset: Dataset | Head,
     supplied: dict[str, Any],
-) -> Dataset:
-    """The data set, in packed rows if the YAML says so."""
+) -> Dataset | Head:
+    """The data set, in packed rows if the YAML says so. A stream is packed as it comes; here its
+    first samples show whether it can be."""
     size, path = config.packed_sequence.packed_sequence_size, ("packed_sequence",)
     if not size:
         return dataset
     rows = PackedDataset.plan(dataset, size, config.rng.seed, path)
     check_collated(rows, targets.bind(config.dataloader.collate_fn, supplied), path)
+    if isinstance(dataset, Head):
+        return dataset
     for note in rows.notes:
         console.say(note)
     return rows
@@ -336,8 +383,10 @@ def check_space(config: RunConfig, prepared: Prepared, folder: Path) -> None:
     section = config.checkpoint
     if not section.enabled or prepared.adapter is not None:  # an adapter fits anywhere
         return
-    every = section.save_every_steps
-    count = 1 + (prepared.horizon.total_steps - 1) // every if every else 1
+    every, total = section.save_every_steps, prepared.horizon.total_steps
+    if total is None:  # of a stream of unknown length there will be one or two
+        total = 2 * (every or 1)
+    count = 1 + (total - 1) // every if every else 1
     if section.keep_last is not None:
         count = min(count, section.keep_last + 2)  # the best one, and the one being written
     check_disk_space(

@@ -69,6 +69,7 @@ RULES: Mapping[tuple[str, ...], Rule] = {
     ("optimizer", "_target_"): Rule.NEVER,
     # Another order would repeat some samples and skip others.
     ("dataloader", "shuffle"): Rule.NEVER,
+    ("dataloader", "shuffle_window"): Rule.NEVER,
     ("dataloader", "group_by_length"): Rule.NEVER,
     ("dataloader", "collate_fn"): Rule.NEVER,
 }

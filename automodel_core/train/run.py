@@ -24,6 +24,7 @@ from automodel_core.train.loggers import Loggers
 from automodel_core.train.readings import Reading
 from automodel_core.train.schedule import Horizon
 from automodel_core.train.step import Objective
+from automodel_core.train.stream_data import StreamData, StreamValidation
 from automodel_core.train.world import World
 
 
@@ -64,8 +65,8 @@ class Run:
     rng: StatefulRNG
     guards: Guards
     writer: CheckpointWriter
-    data: TrainingData
-    validation: dict[str, ValidationData]
+    data: TrainingData | StreamData
+    validation: dict[str, ValidationData | StreamValidation]
     horizon: Horizon
     peak_lr: list[float]
     step: int = 0
@@ -80,7 +81,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.ended_early or self.step >= self.horizon.total_steps
+        total = self.horizon.total_steps
+        return self.ended_early or self.data.ended or (total is not None and self.step >= total)
 
     @cached_property
     def training_log(self) -> JsonLines:

@@ -7,7 +7,7 @@ the order in which they stand in its rows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 import torch
@@ -39,16 +39,27 @@ def sample_of_tokens(batch: Batch) -> torch.Tensor | None:
 
 
 @attrs.frozen
+class Numbered:
+    """Tells the sources of a few samples; see `Dataset` in the core's protocols."""
+
+    by_number: Mapping[int, str]
+
+    def source_of(self, number: int) -> str:
+        return self.by_number[number]
+
+
+@attrs.frozen
 class Sources:
     """The sources of a data set that is mixed of several; it has no names if it isn't.
 
     Attributes:
         names: In an order that all ranks share.
-        mixed: The data set; see `Dataset` in the core's protocols.
+        mixed: The data set, or what tells of samples as it does; see `Dataset` in the core's
+            protocols.
     """
 
     names: tuple[str, ...]
-    mixed: Dataset
+    mixed: Dataset | Numbered
 
     @classmethod
     def of(cls, dataset: Dataset) -> Sources:

@@ -102,7 +102,7 @@ def amend_metrics(run: Run) -> None:
 
 def checkpoint_path(run: Run) -> Path:
     """Where the state after `run.step` is published."""
-    return run.folder / f"epoch_{run.data.last_epoch}_step_{run.step}"
+    return run.folder / f"epoch_{run.data.cursor.last_epoch}_step_{run.step}"
 
 
 def training_state(run: Run) -> dict[str, Any]:

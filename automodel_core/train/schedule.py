@@ -15,16 +15,19 @@ class Horizon:
     """The planned length of a run.
 
     Attributes:
-        steps_per_epoch: Optimizer steps in one pass over the data, a short last one included.
-        total_steps: Optimizer steps of the whole run.
+        steps_per_epoch: Optimizer steps in one pass over the data, a short last one included; None
+            for a stream.
+        total_steps: Optimizer steps of the whole run, at most; None if only a stream's end ends it.
     """
 
-    steps_per_epoch: int
-    total_steps: int
+    steps_per_epoch: int | None
+    total_steps: int | None
 
 
-def plan_horizon(scheduler: StepScheduler, steps_per_epoch: int) -> Horizon:
+def plan_horizon(scheduler: StepScheduler, steps_per_epoch: int | None) -> Horizon:
     """Whichever of max_steps and num_epochs ends first; neither means one epoch."""
+    if steps_per_epoch is None:
+        return Horizon(None, scheduler.max_steps)
     limits = [
         limit
         for limit in (
@@ -42,7 +45,8 @@ def check_schedule(schedule: LRScheduler, horizon: Horizon) -> None:
     Raises:
         UserError: with the path of the key at fault.
     """
-    if schedule.warmup_steps and schedule.warmup_steps >= horizon.total_steps:
+    total = math.inf if horizon.total_steps is None else horizon.total_steps
+    if schedule.warmup_steps and schedule.warmup_steps >= total:
         raise UserError(
             f"warmup_steps is {schedule.warmup_steps}, but the run has only "
             f"{horizon.total_steps} optimizer steps: the learning rate would never be reached.",
@@ -55,7 +59,7 @@ def check_schedule(schedule: LRScheduler, horizon: Horizon) -> None:
             fix="remove decay_steps, or write lr_decay_style: WSD",
             path=("lr_scheduler", "decay_steps"),
         )
-    if schedule.decay_steps and schedule.decay_steps > horizon.total_steps - schedule.warmup_steps:
+    if schedule.decay_steps and schedule.decay_steps > total - schedule.warmup_steps:
         raise UserError(
             f"decay_steps is {schedule.decay_steps}, longer than the {horizon.total_steps} steps "
             "of the run less its warm-up.",
@@ -63,8 +67,10 @@ def check_schedule(schedule: LRScheduler, horizon: Horizon) -> None:
         )
 
 
-def learning_rate(step: int, peak: float, schedule: LRScheduler, total_steps: int) -> float:
+def learning_rate(step: int, peak: float, schedule: LRScheduler, total_steps: int | None) -> float:
     """The learning rate of optimizer step `step` (1 is the first).
+
+    Where nobody knows the number of steps, only what doesn't go by it is allowed.
 
     Warm-up is linear from peak / warmup_steps. After it, with p the share of the remaining steps
     already done (0 at the first, towards 1 at the end of the run):
@@ -80,7 +86,7 @@ def learning_rate(step: int, peak: float, schedule: LRScheduler, total_steps: in
     warmup, floor = schedule.warmup_steps, schedule.min_lr
     if step <= warmup:
         return peak * step / warmup
-    done, remaining = step - warmup - 1, max(total_steps - warmup, 1)
+    done, remaining = step - warmup - 1, max((total_steps or step) - warmup, 1)
     match schedule.lr_decay_style:
         case "constant":
             return peak

@@ -21,14 +21,14 @@ class Status:
     Attributes:
         state: "died" is never written: a run that says it is running and isn't has died.
         step: Optimizer steps done.
-        total_steps: Optimizer steps when it is complete.
+        total_steps: Optimizer steps when it is complete; None if a stream's end decides.
         command: The command that goes on with it.
         reason: What stopped or failed it.
     """
 
     state: State
     step: int
-    total_steps: int
+    total_steps: int | None
     command: str
     reason: str = ""
 

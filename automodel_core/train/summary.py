@@ -8,9 +8,9 @@ from automodel_core.data_report.health import Health
 from automodel_core.protocols import ModelSource
 from automodel_core.train.console import Console
 from automodel_core.train.metrics import peak_memory_gib
-from automodel_core.train.packing import PackedDataset
 from automodel_core.train.run import Run
 from automodel_core.train.run_folder import latest_checkpoint
+from automodel_core.train.schedule import Horizon
 
 
 def print_plan(console: Console, run: Run, source: ModelSource, health: Health) -> None:
@@ -20,11 +20,11 @@ def print_plan(console: Console, run: Run, source: ModelSource, health: Health) 
     total = sum(p.numel() for p in run.model.parameters())
     revision = f" at {source.revision[:12]}" if source.revision else ""
     held_out = "".join(
-        f", {len(data.dataset):,} for validation{f' ({name})' if name else ''}"
+        f", {data.amount} for validation{f' ({name})' if name else ''}"
         for name, data in run.validation.items()
     )
     layout = run.data.layout
-    unit = "rows" if isinstance(run.data.dataset, PackedDataset) else "samples"
+    unit = run.data.unit
     batch = f"{layout.micro_batch} x {layout.grad_acc_steps}"
     console.heading("Plan")
     console.facts(
@@ -33,18 +33,26 @@ def print_plan(console: Console, run: Run, source: ModelSource, health: Health) 
             ("trains", f"{trainable:,} of {total:,} parameters"),
             ("device", str(run.objective.device)),
             *attention(run),
-            ("data", f"{len(run.data.dataset):,} {unit}{held_out}"),
+            ("data", f"{run.data.amount}{held_out}"),
             ("learned", learned(health)),
-            (
-                "steps",
-                f"{horizon.total_steps} of {batch} {unit}, {horizon.steps_per_epoch} an epoch",
-            ),
+            ("steps", f"{steps(horizon)} of {batch} {unit}{each_epoch(horizon)}"),
             ("learning rate", f"{run.peak_lr[0]:.2e}, {config.lr_scheduler.lr_decay_style}"),
             ("run folder", str(run.folder)),
         ]
     )
     console.heading(f"Precision ({run.objective.precision.reason})")
     console.facts(run.objective.precision.rows())
+
+
+def steps(horizon: Horizon) -> str:
+    """How many the run has, in words."""
+    known = horizon.total_steps is not None
+    return str(horizon.total_steps) if known else "as many as the stream has"
+
+
+def each_epoch(horizon: Horizon) -> str:
+    known = horizon.steps_per_epoch is not None
+    return f", {horizon.steps_per_epoch} an epoch" if known else ""
 
 
 def learned(health: Health) -> str:
@@ -81,6 +89,7 @@ def print_summary(console: Console, run: Run, command: str) -> None:
             ("speed", f"{rate:,.0f} supervised tokens per second"),
             ("time", phases),
             ("waited for data", f"{waited:.1%} of the training"),
+            *(("data", note) for note in run.data.notes),
             *([("compiled", run.compilation.summary())] if run.compilation.settings else []),
             ("peak memory", f"{peak_memory_gib(run.objective.device):.1f} GiB"),
             ("logs", str(run.folder / "training.jsonl")),

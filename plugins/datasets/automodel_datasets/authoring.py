@@ -20,6 +20,7 @@ from automodel_datasets.building import Preparing, TokenisedDataset, build, prep
 from automodel_datasets.cache import once
 from automodel_datasets.options import ConversationOptions, Options
 from automodel_datasets.question_answer import preparing_answers
+from automodel_datasets.streaming import TokenStream
 from automodel_datasets.writing import conversation_writer, text_writer, token_writer
 
 # Yields items; any may be wrapped in a `Placed`, and a UserError stands for a row that is broken.
@@ -62,21 +63,23 @@ def _target(
     author: Author,
     kind: type[Options],
     start: Start,
-) -> Callable[..., TokenisedDataset]:
+) -> Callable[..., TokenisedDataset | TokenStream]:
     own = inspect.signature(author).parameters
     options = inspect.signature(kind).parameters
     added = [each for name, each in options.items() if name not in own]
     # A stable sort: what only keywords reach stands behind what is positional.
     signature = inspect.Signature(
         sorted([*own.values(), *added], key=lambda each: each.kind),
-        return_annotation=TokenisedDataset,
+        return_annotation=TokenisedDataset | TokenStream,
     )
 
     @wraps(author)
-    def make(*positional: Any, **named: Any) -> TokenisedDataset:
+    def make(*positional: Any, **named: Any) -> TokenisedDataset | TokenStream:
         given = signature.bind(*positional, **named).arguments
         chosen = kind(**{name: value for name, value in given.items() if name in options})
         arguments = {name: value for name, value in given.items() if name in own}
+        if chosen.streaming:
+            return TokenStream(make, given, author, arguments, start, chosen)
         return once(
             author, arguments, chosen, lambda keep: build(author(**arguments), start, chosen, keep)
         )

@@ -23,6 +23,7 @@ def make_chat_dataset(
     split: str = "train",
     name: str | None = None,
     limit_dataset_samples: int | None = None,
+    streaming: bool = False,
 ) -> Iterator[Placed[Conversation] | UserError]:
     """Conversations from JSONL, JSON, CSV or Parquet files, folders and globs of them, or the Hub.
 
@@ -38,6 +39,7 @@ def make_chat_dataset(
         split: Such as train, train[:1000] or train[10%:20%]. Files without a folder are all train.
         name: The configuration of a Hub dataset that has several.
         limit_dataset_samples: Use only this many rows of the split.
+        streaming: Read, write and tokenise rows as the run goes, in the order of the data.
 
     Raises:
         UserError: The data can't be had, a column is missing or a row is broken.
@@ -56,6 +58,7 @@ def make_chat_dataset(
         argument="path_or_dataset_id",
         limit=limit_dataset_samples,
         name=name,
+        streaming=streaming,
     )
     yield from placed(rows, lambda row: row_conversation(row, mapping))
 

@@ -17,6 +17,7 @@ def make_hellaswag_dataset(
     path_or_dataset: str,
     split: str = "train",
     num_samples_limit: int | None = None,
+    streaming: bool = False,
 ) -> Iterator[Placed[Completion] | UserError]:
     """HellaSwag, or any data with its columns `ctx`, `endings` and `label`.
 
@@ -28,6 +29,7 @@ def make_hellaswag_dataset(
         split: Such as train, train[:1000] or train[10%:20%]. The set's own `test`
             has no labels.
         num_samples_limit: Use only this many rows of the split.
+        streaming: Read, write and tokenise rows as the run goes, in the order of the data.
 
     Raises:
         UserError: The data can't be had, a column is missing or a row is broken.
@@ -38,6 +40,7 @@ def make_hellaswag_dataset(
         argument="path_or_dataset",
         limit=num_samples_limit,
         limit_argument="num_samples_limit",
+        streaming=streaming,
     )
     yield from placed(rows, right_ending)
 

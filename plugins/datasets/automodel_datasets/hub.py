@@ -27,18 +27,43 @@ def hub_rows(repository: str, split: str, *, argument: str, name: str | None) ->
     Raises:
         UserError: It can't be had; the message says why and what to do.
     """
+    rows = opened(repository, split, argument=argument, name=name)
+    for file in rows.cache_files:
+        note_prepared(repository, name, str(Path(file["filename"]).parent))
+    return numbered(rows, f"{repository} {split}")
+
+
+def streamed_hub_rows(
+    repository: str, split: str, *, argument: str, name: str | None
+) -> Iterator[Row]:
+    """The same over the network, as they are asked for.
+
+    Raises:
+        UserError: It can't be had, or `split` is a slice.
+    """
+    if "[" in split:
+        raise UserError(
+            f"{split} is a slice, and of a set that is streamed from the Hub nobody knows the "
+            "length.",
+            fix="write the whole split; the argument that limits the rows takes its first ones",
+            argument="split",
+        )
+    rows = opened(repository, split, argument=argument, name=name, streaming=True)
+    for number, values in enumerate(rows, start=1):
+        yield Row(values, f"{repository} {split}, row {number}")
+
+
+def opened(repository: str, split: str, *, argument: str, name: str | None, **how: Any) -> Any:
+    """As `datasets` gives it; what it says against it as a UserError."""
     try:
         with accounted_for():
-            rows = datasets.load_dataset(repository, name, split=split)
+            return datasets.load_dataset(repository, name, split=split, **how)
     except DatasetNotFoundError as error:
         raise not_found(repository, str(error), argument) from None
     except ConnectionError:
         raise unreachable(repository, argument) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise refused(repository, error, argument) from error
-    for file in rows.cache_files:
-        note_prepared(repository, name, str(Path(file["filename"]).parent))
-    return numbered(rows, f"{repository} {split}")
 
 
 def is_current(repository: str, name: str | None, folder: str) -> bool:

@@ -21,6 +21,7 @@ def make_instruction_dataset(
     split: str = "train",
     name: str | None = None,
     limit_dataset_samples: int | None = None,
+    streaming: bool = False,
 ) -> Iterator[Placed[Example] | UserError]:
     """Questions and answers from JSONL, JSON, CSV or Parquet files, folders of them, or the Hub.
 
@@ -35,6 +36,7 @@ def make_instruction_dataset(
         split: Such as train, train[:1000] or train[10%:20%]. Files without a folder are all train.
         name: The configuration of a Hub dataset that has several.
         limit_dataset_samples: Use only this many rows of the split.
+        streaming: Read, write and tokenise rows as the run goes, in the order of the data.
 
     Raises:
         UserError: The data can't be had, a column is missing or a row is broken.
@@ -46,6 +48,7 @@ def make_instruction_dataset(
         argument="path_or_dataset_id",
         limit=limit_dataset_samples,
         name=name,
+        streaming=streaming,
     )
     yield from placed(rows, lambda row: mapped_example(row, column_mapping))
 

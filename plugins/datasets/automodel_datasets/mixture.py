@@ -2,16 +2,56 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any
-
-import numpy as np
 
 from automodel_core.errors import UserError
 from automodel_core.protocols import Dataset, Sample
+from automodel_datasets.interleaving import apportioned, interleaved, place_in_source
+from automodel_datasets.mixed_stream import MixedStream
+from automodel_datasets.streaming import TokenStream
+
+
+def make_mixture(
+    sources: dict[str, Any],
+    epochs: dict[str, float] | None = None,
+    weights: dict[str, float] | None = None,
+    samples: int | None = None,
+) -> Mixture | MixedStream:
+    """Samples of several sources, evenly interleaved.
+
+    Sources that are streamed need weights and samples, which count their rows then.
+
+    Args:
+        sources: Data sets by name; all of them streamed, or none.
+        epochs: How often each source is gone through in one epoch of the mixture; 1 for those that
+            aren't named, and 0.5 for half of its samples.
+        weights: Each source's share of the samples, in any unit; with `samples`, instead of epochs.
+        samples: How many samples an epoch of the mixture has; with `weights`.
+
+    Raises:
+        UserError: The numbers name no source, contradict each other or leave nothing.
+    """
+    streams = {name: each for name, each in sources.items() if isinstance(each, TokenStream)}
+    if not streams:
+        return Mixture(sources, epochs, weights, samples)
+    others = [name for name in sources if name not in streams]
+    if others:
+        raise UserError(
+            f"{next(iter(streams))} is streamed and {others[0]} is not.",
+            fix="write streaming: true in all sources, or in none",
+            argument="sources",
+        )
+    if epochs is not None or weights is None or samples is None:
+        raise UserError(
+            "Nobody knows how long streams are, so they can't be mixed by epochs.",
+            fix="write weights, and as samples the rows of an epoch",
+            argument="epochs" if epochs is not None else None,
+        )
+    check_numbers(weights, tuple(sources), "weights")
+    check_enough(sources, samples)
+    return MixedStream(streams, weights, samples)
 
 
 class Mixture:
@@ -21,15 +61,7 @@ class Mixture:
     sample stands where depends on the numbers of samples alone. At every place, each source has had
     its share within one sample; `dataloader.shuffle` then shuffles the whole.
 
-    Args:
-        sources: Data sets by name.
-        epochs: How often each source is gone through in one epoch of the mixture; 1 for those that
-            aren't named, and 0.5 for half of its samples.
-        weights: Each source's share of the samples, in any unit; with `samples`, instead of epochs.
-        samples: How many samples an epoch of the mixture has; with `weights`.
-
-    Raises:
-        UserError: The numbers name no source, contradict each other or leave nothing.
+    Takes what `make_mixture` does, and refuses what it does.
     """
 
     def __init__(
@@ -42,13 +74,8 @@ class Mixture:
         self.sources: Mapping[str, Dataset] = sources
         self.names = tuple(sources)
         for argument, numbers in (("epochs", epochs), ("weights", weights)):
-            _check(numbers, self.names, argument)
-        if not sources or (samples is not None and samples < 1):
-            raise UserError(
-                "A mixture needs sources and samples.",
-                fix="name a source, and write samples: 1 or more",
-                argument="sources" if not sources else "samples",
-            )
+            check_numbers(numbers, self.names, argument)
+        check_enough(sources, samples)
         for name, source in sources.items():
             if not len(source):
                 raise UserError(f"{name} has no samples.", argument="sources")
@@ -56,7 +83,7 @@ class Mixture:
                 raise UserError(f"{name} has samples with images, which can't be mixed yet.")
         counts = self._counts(epochs, weights, samples)
         self.order = interleaved(counts)
-        self.places = _place_in_source(self.order, len(self.names))
+        self.places = place_in_source(self.order, len(self.names))
         self.notes = [
             f"{name}: {note}"
             for name, each in sources.items()
@@ -87,7 +114,7 @@ class Mixture:
             counts = [round(each[name] * len(self.sources[name])) for name in self.names]
         else:
             shares = [weights.get(name, 0) for name in self.names]
-            counts = _apportioned(samples, shares)
+            counts = apportioned(samples, shares)
         if not sum(counts):
             raise UserError("The mixture has no samples.", argument="samples")
         return counts
@@ -104,59 +131,18 @@ class Mixture:
         return self.names[self.order[index]]
 
 
-def interleaved(counts: Sequence[int]) -> np.ndarray:
-    """Which source stands at each place, so that each is spread evenly over all places.
-
-    The k-th of n samples of a source is due by place (k + 1) / n of the whole, and may not come
-    before k / n of it; of those that may, the one that is due first is taken: earliest deadline
-    first, which keeps every source within one sample of its share (Steiner and Yeomans 1993).
-
-    Args:
-        counts: Samples of each source.
-
-    Returns:
-        Source numbers, `[sum of counts]`.
-    """
-    total = sum(counts)
-    order = np.empty(total, dtype=np.int16)
-    waiting = [(0, source, 0) for source, count in enumerate(counts) if count]
-    heapq.heapify(waiting)
-    ready: list[tuple[int, int, int]] = []
-    for place in range(total):
-        while waiting and waiting[0][0] <= place:
-            _, source, taken = heapq.heappop(waiting)
-            # By its deadline: the last place at which it isn't late.
-            due = ((taken + 1) * total - 1) // counts[source]
-            heapq.heappush(ready, (due, source, taken))
-        _, source, taken = heapq.heappop(ready)
-        order[place] = source
-        if taken + 1 < counts[source]:
-            released = (taken + 1) * total // counts[source]
-            heapq.heappush(waiting, (released, source, taken + 1))
-    return order
+def check_enough(sources: Mapping[str, Any], samples: int | None) -> None:
+    """Raises UserError if nothing is to be mixed."""
+    if not sources or (samples is not None and samples < 1):
+        raise UserError(
+            "A mixture needs sources and samples.",
+            fix="name a source, and write samples: 1 or more",
+            argument="sources" if not sources else "samples",
+        )
 
 
-def _place_in_source(order: np.ndarray, sources: int) -> np.ndarray:
-    """For each place, how many samples of its source stand before it."""
-    places = np.empty(len(order), dtype=np.int64)
-    for source in range(sources):
-        where = np.flatnonzero(order == source)
-        places[where] = np.arange(len(where))
-    return places
-
-
-def _apportioned(samples: int, shares: Sequence[float]) -> list[int]:
-    """Whole numbers in these proportions with this sum, by largest remainders."""
-    whole = sum(map(Fraction, shares))
-    exact = [samples * Fraction(share) / whole for share in shares]
-    counts = [int(each) for each in exact]
-    rest = sorted(range(len(shares)), key=lambda i: (counts[i] - exact[i], i))
-    for source in rest[: samples - sum(counts)]:
-        counts[source] += 1
-    return counts
-
-
-def _check(numbers: Mapping[str, float] | None, names: Sequence[str], argument: str) -> None:
+def check_numbers(numbers: Mapping[str, float] | None, names: Sequence[str], argument: str) -> None:
+    """Raises UserError if a number is of no source, or no share."""
     for name, number in (numbers or {}).items():
         if name not in names:
             raise UserError(

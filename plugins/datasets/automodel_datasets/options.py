@@ -22,12 +22,15 @@ class Options:
         model_config: Tells what the model allows.
         max_length: Tokens in the longest sample; by default what tokenizer and model allow.
         on_bad_row: Whether a row that can't be used ends the run, or is left out and counted.
+        streaming: Read, write and tokenise rows as the run goes, in the order of the data. Nothing
+            is kept, and nobody counts them first.
     """
 
     tokenizer: PreTrainedTokenizerBase
     model_config: PretrainedConfig | None = None
     max_length: int | None = None
     on_bad_row: Literal["refuse", "skip"] = "refuse"
+    streaming: bool = False
 
     def __attrs_post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 2:

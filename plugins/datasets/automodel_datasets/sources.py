@@ -14,7 +14,7 @@ import datasets
 from datasets.data_files import EmptyDatasetError
 
 from automodel_core.errors import UserError
-from automodel_datasets.hub import hub_rows, numbered
+from automodel_datasets.hub import hub_rows, numbered, streamed_hub_rows
 from automodel_datasets.reading import expect
 from automodel_datasets.rows import READERS, Row, RowOrError, read_rows
 
@@ -52,6 +52,7 @@ def load_rows_or_errors(
     limit: int | None = None,
     limit_argument: str = "limit_dataset_samples",
     name: str | None = None,
+    streaming: bool = False,
 ) -> Iterator[RowOrError]:
     """The rows of one split, read as they are asked for; an error stands for a broken one.
 
@@ -64,6 +65,7 @@ def load_rows_or_errors(
         limit: Stop after this many rows.
         limit_argument: The parameter that `limit` came from, for errors.
         name: The configuration of a dataset on the Hub that has several.
+        streaming: Take rows of the Hub over the network as they are asked for, none of it kept.
 
     Raises:
         UserError: There is no such source or split, or a file is broken as a whole.
@@ -83,7 +85,8 @@ def load_rows_or_errors(
             )
         rows = sliced(local_splits(location, argument), split)
     else:
-        rows = hub_rows(str(location), split, argument=argument, name=name)
+        from_hub = streamed_hub_rows if streaming else hub_rows
+        rows = from_hub(str(location), split, argument=argument, name=name)
     return islice(rows, limit)
 
 

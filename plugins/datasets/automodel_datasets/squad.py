@@ -17,6 +17,7 @@ def make_squad_dataset(
     dataset_name: str = "rajpurkar/squad",
     split: str = "train",
     limit_dataset_samples: int | None = None,
+    streaming: bool = False,
 ) -> Iterator[Placed[Example] | UserError]:
     """SQuAD, or any data with its columns `context`, `question` and `answers`.
 
@@ -29,12 +30,17 @@ def make_squad_dataset(
         dataset_name: A dataset on the Hub, a local folder, or a JSONL, JSON, CSV or Parquet file.
         split: Such as train, train[:1000] or train[10%:20%].
         limit_dataset_samples: Use only this many rows of the split.
+        streaming: Read, write and tokenise rows as the run goes, in the order of the data.
 
     Raises:
         UserError: The data can't be had or a row is broken.
     """
     rows = load_rows_or_errors(
-        dataset_name, split, argument="dataset_name", limit=limit_dataset_samples
+        dataset_name,
+        split,
+        argument="dataset_name",
+        limit=limit_dataset_samples,
+        streaming=streaming,
     )
     yield from placed(rows, squad_example)
 

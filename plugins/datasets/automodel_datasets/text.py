@@ -18,6 +18,7 @@ def make_text_dataset(
     split: str = "train",
     name: str | None = None,
     limit_dataset_samples: int | None = None,
+    streaming: bool = False,
 ) -> Iterator[Placed[str] | UserError]:
     """One document a row, every token learned, EOS at the end.
 
@@ -30,6 +31,7 @@ def make_text_dataset(
         split: Such as train, train[:1000] or train[10%:20%]. Files without a folder are all train.
         name: The configuration of a Hub dataset that has several.
         limit_dataset_samples: Use only this many rows of the split.
+        streaming: Read, write and tokenise rows as the run goes, in the order of the data.
 
     Raises:
         UserError: The data can't be had, the column is missing or a row is broken.
@@ -40,5 +42,6 @@ def make_text_dataset(
         argument="path_or_dataset_id",
         limit=limit_dataset_samples,
         name=name,
+        streaming=streaming,
     )
     yield from placed(rows, lambda row: unstripped_text(row, column, "column"))

@@ -20,6 +20,7 @@ def make_token_dataset(
     split: str = "train",
     name: str | None = None,
     limit_dataset_samples: int | None = None,
+    streaming: bool = False,
 ) -> Iterator[Placed[dict[str, Any]] | UserError]:
     """One list of tokens a row, taken as it is.
 
@@ -35,6 +36,7 @@ def make_token_dataset(
         split: Such as train, train[:1000] or train[10%:20%]. Files without a folder are all train.
         name: The configuration of a Hub dataset that has several.
         limit_dataset_samples: Use only this many rows of the split.
+        streaming: Read, write and tokenise rows as the run goes, in the order of the data.
 
     Raises:
         UserError: The data can't be had, a column is missing or a row is broken.
@@ -45,6 +47,7 @@ def make_token_dataset(
         argument="path_or_dataset_id",
         limit=limit_dataset_samples,
         name=name,
+        streaming=streaming,
     )
 
     def tokens(row: Row) -> dict[str, Any]:

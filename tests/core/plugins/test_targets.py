@@ -6,7 +6,7 @@ import sys
 import attrs
 import pytest
 
-from automodel_core.arguments import NO_STREAMS
+from automodel_core.arguments import NO_STREAM
 from automodel_core.config.schema import DataLoader, RunConfig, Slot, Target
 from automodel_core.errors import UserError
 from automodel_core.registry import Registry
@@ -54,7 +54,7 @@ def section(**arguments):
         ({"path": "x", "zzz": 3}, ("zzz",), "`mine` takes no argument `zzz`.",
          "it takes: path, tokenizer, limit, pair, child, seed", "key"),
         ({"path": "x", "streaming": True}, ("streaming",), "`mine` takes no argument `streaming`.",
-         NO_STREAMS, "key"),
+         NO_STREAM, "key"),
         ({}, (), "`mine` needs `path`.", "Where the rows are.", "key"),
         ({"path": 3}, ("path",), "`path` takes str, not this number.", "write it in quotes",
          "value"),

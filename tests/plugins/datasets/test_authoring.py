@@ -74,7 +74,7 @@ def test_the_page_s_keys_are_checked_without_importing_anything(riddles):
     signature = read_signature(locate("my_package.data.riddles"))
     options = re.search(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
     keys = re.findall(r"^  (\w+):", options, re.MULTILINE)
-    assert len(keys) == 6
+    assert len(keys) == 7
     assert all(signature.get(key) for key in keys if key != "_target_")
     assert "left out and counted" in signature.get("on_bad_row").doc
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from automodel_core.cli import main
 from automodel_core.errors import UserError
-from automodel_datasets.mixture import Mixture, interleaved
+from automodel_datasets.interleaving import interleaved
+from automodel_datasets.mixture import Mixture
 
 
 def source(length: int, marker: int) -> list[dict]:
@@ -57,9 +58,10 @@ def test_numbers_that_mean_nothing_are_refused(numbers, message):
         Mixture({"a": source(2, 1)}, **numbers)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("packed", [0, 160])
 def test_a_run_on_a_mixture_logs_tokens_by_source_and_resumes(
-    automodel, base_config, squad_folder, tmp_path, packed
+    automodel, base_config, squad_folder, tmp_path, packed, streaming
 ):
     del base_config["dataset"]
     lines = [json.dumps({"text": f"The river runs {word}."}) for word in ("fast", "deep", "on")]
@@ -68,13 +70,19 @@ def test_a_run_on_a_mixture_logs_tokens_by_source_and_resumes(
         "asked": {"_target_": "squad", "dataset_name": str(squad_folder), "split": "train"},
         "books": {"_target_": "text", "path_or_dataset_id": str(tmp_path / "books.jsonl")},
     }
+    numbers = {"epochs": {"books": 3}}
+    if streaming:
+        sources = {name: {**section, "streaming": True} for name, section in sources.items()}
+        numbers = {"weights": {"asked": 16, "books": 9}, "samples": 25}
     changes = {
-        "dataset": {"_target_": "mixture", "sources": sources, "epochs": {"books": 3}},
+        "dataset": {"_target_": "mixture", "sources": sources, **numbers},
         "dataloader": {"batch_size": 2, "shuffle": True},
         "packed_sequence": {"packed_sequence_size": packed},
     }
     whole = automodel(changes, folder="whole")
     assert whole.code == 0, whole.out
+    both = {"num_label_tokens/asked", "num_label_tokens/books"}
+    assert all(sum(step[name] for step in whole.steps) for name in both)
     for step in whole.steps:
         by_source = [step["num_label_tokens/asked"], step["num_label_tokens/books"]]
         assert sum(by_source) == step["num_label_tokens"]
