@@ -26,10 +26,12 @@ def teller(model: PreTrainedModel) -> Teller | None:
     Block masks are made here where all layers see all that is before a token: transformers makes
     those of windows and chunks, for which it looks through the positions on the device and waits.
     """
-    kind = getattr(model.config, "_attn_implementation", None)
+    config = model.config
+    kind = getattr(config, "_attn_implementation", None)
     if kind == "varlen":
         return document_bounds
-    if kind == "flex_attention" and sees_all_before(model.config.get_text_config()):
+    reads_alone = config.get_text_config() is config  # others may look at the mask themselves
+    if kind == "flex_attention" and reads_alone and sees_all_before(config):
         return document_blocks
     return None
 

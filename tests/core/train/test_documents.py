@@ -19,6 +19,7 @@ from automodel_core.train.documents import (
     document_blocks,
     document_bounds,
     sees_all_before,
+    teller,
 )
 from automodel_core.train.step import prepare_micro_batch
 from automodel_models.attention import register_flex
@@ -109,7 +110,9 @@ def test_layers_are_compiled_once_for_any_documents_and_follow_plain_attention()
     plain = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), attn_implementation="eager")
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
     model.load_state_dict(plain.state_dict())
+    assert teller(model) is None
     model.set_attn_implementation("flex_attention")
+    assert teller(model) is document_blocks
     drawn, compilation = np.random.default_rng(0), Compilation(Compile(backend="eager"))
     batches = [packed([LENGTH], [LENGTH])]
     for documents in range(1, 10):
