@@ -32,7 +32,9 @@ from transformers.masking_utils import (
 )
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from cudnn_ragged import attend  # noqa: E402
 
 from automodel_core.train.documents import document_blocks, document_bounds  # noqa: E402
 
@@ -146,38 +148,15 @@ def varlen_grouped(case: Case) -> Callable[[], torch.Tensor]:
     return attend
 
 
-class CudnnRagged(torch.autograd.Function):
-    """cuDNN's attention for documents behind each other, by PyTorch's operators."""
-
-    @staticmethod
-    def forward(ctx, query, key, value, bounds, longest):
-        found = torch.ops.aten._cudnn_attention_forward(
-            query, key, value, None, bounds, bounds, longest, longest, True, 0.0, True, False
-        )
-        out, sums, seed, offset = found[0], found[1], found[6], found[7]
-        ctx.longest = longest
-        ctx.save_for_backward(query, key, value, out, sums, seed, offset, bounds)
-        return out
-
-    @staticmethod
-    def backward(ctx, gradient):
-        query, key, value, out, sums, seed, offset, bounds = ctx.saved_tensors
-        gradients = torch.ops.aten._cudnn_attention_backward(
-            gradient.contiguous(), query, key, value, out, sums, seed, offset, None,
-            bounds, bounds, ctx.longest, ctx.longest, 0.0, True,
-        )  # fmt: skip
-        return (*gradients, None, None)
-
-
 def cudnn_ragged(case: Case) -> Callable[[], torch.Tensor]:
-    told = document_bounds(case.batch, lambda each: each.cuda())
-    bounds = told["cu_seq_lens_q"]
+    bounds = document_bounds(case.batch, lambda each: each.cuda())["cu_seq_lens_q"]
+    scale = case.query.shape[-1] ** -0.5
 
-    def attend() -> torch.Tensor:
-        done = CudnnRagged.apply(*case.behind_each_other(), bounds, LENGTH)
+    def run() -> torch.Tensor:
+        done, _ = attend(*case.behind_each_other(), bounds, LENGTH, scale)
         return done.view(len(case.positions), LENGTH, *done.shape[1:])
 
-    return attend
+    return run
 
 
 def unpacked(case: Case) -> Callable[[], torch.Tensor]:

@@ -64,7 +64,7 @@ COLUMNS = {
         "1b",
         "packed",
         2,
-        (("automodel varlen", "automodel unpacked", "by hand"),),
+        (("automodel unpacked", "by hand"), ("automodel varlen", "automodel cuDNN")),
         shortest=256,
     ),
 }
