@@ -4,6 +4,7 @@ being done and ends it at once; a third is Python's own KeyboardInterrupt."""
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ class StopRequest:
     hurried: bool = False
     alone: bool = True
     _droppable: bool = False
+    _process: int = attrs.field(factory=os.getpid)
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
@@ -52,7 +54,10 @@ class StopRequest:
             self._droppable = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """A signal's handler."""
+        """A signal's handler. The workers of a loader inherit it, and a signal to all processes
+        reaches them too: they go on until this process ends them."""
+        if os.getpid() != self._process:
+            return
         first = not self
         if first:
             self.signal_name = signal.Signals(number).name

@@ -10,7 +10,6 @@ from tests.e2e.test_ranks import FSDP, torchrun  # noqa: F401 (a fixture)
 from tests.same_run import assert_same_losses_and_tensors, state
 
 STREAM = {"dataset": {"streaming": True}, "step_scheduler": {"max_steps": None}}
-ONE_EPOCH = {"step_scheduler": {"max_steps": None, "num_epochs": 1}}
 
 
 @pytest.fixture
@@ -47,6 +46,11 @@ def test_without_max_steps_a_run_ends_where_the_stream_does(automodel):
     assert run.checkpoints == ["epoch_0_step_4"]
     again = automodel({**STREAM, "dataloader": {"batch_size": 5}})
     assert "finished at step 4" in again.out
+    twice = {**STREAM, "step_scheduler": {"max_steps": None, "num_epochs": 2}}
+    more = automodel({**twice, "dataloader": {"batch_size": 5}})
+    whole = automodel({**twice, "dataloader": {"batch_size": 5}}, folder="whole")
+    assert_same_losses_and_tensors(more, whole)
+    assert len(more.steps) == 8
 
 
 @pytest.mark.parametrize("packed", [0, 160])
@@ -111,6 +115,9 @@ def test_a_stream_of_which_nothing_is_learned_is_refused(automodel, tmp_path):
 REFUSED = {
     "dataloader.group_by_length": {"dataloader": {"group_by_length": True, "shuffle": True}},
     "dataloader.shuffle_window": {"dataloader": {"shuffle_window": 8}},
+    "generation_eval.dataset.streaming": {
+        "generation_eval": {"dataset": {"_target_": "squad", "streaming": True}}
+    },
     "lr_scheduler.lr_decay_style": {"lr_scheduler": {"lr_decay_style": "cosine"}},
 }
 
@@ -124,6 +131,12 @@ def test_what_a_stream_can_t_go_with_is_refused_at_its_line_before_anything_is_r
     (problem,) = json.loads(capsys.readouterr().out)
     text = tmp_path.joinpath("config.yaml").read_text().splitlines()
     assert key.rpartition(".")[2] in text[problem["line"] - 1]
+
+
+def test_a_window_is_refused_where_nothing_is_streamed(automodel):
+    run = automodel({"dataloader": {"shuffle": True, "shuffle_window": 8}})
+    assert run.code == 2
+    assert "shuffle_window is for streams" in run.out
 
 
 def test_where_nothing_is_read_as_it_goes_streaming_is_refused_with_the_reason(

@@ -7,9 +7,12 @@ from itertools import chain
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from automodel_core.errors import UserError
-from automodel_core.train.streams import Head
+from automodel_core.train.packing import PackedDataset, first_fit
+from automodel_core.train.stream_order import Pass, Plan, as_sample
+from automodel_core.train.streams import Head, reading
 from automodel_datasets import streaming
 from automodel_datasets.authoring import texts
 from automodel_datasets.conversations import make_chat_dataset
@@ -83,6 +86,18 @@ def test_a_stream_has_the_samples_of_the_set_in_its_order_however_workers_share_
         assert sum(map(len, dealt)) == len(portions)
         assert samples(in_turn) == expected
     assert samples(stream.portions(2, 1)) == samples(portions[2:])
+
+
+def test_a_packed_stream_is_the_set_packed_in_its_order(path):
+    options = {"tokenizer": TOKENIZER, "on_bad_row": "skip"}
+    by_number = make_squad_dataset(path, **options)
+    size = int(3.5 * max(by_number.lengths))
+    packed = PackedDataset(by_number, size, first_fit(by_number.lengths.tolist(), size))
+    stream = make_squad_dataset(path, streaming=True, **options)
+    run = Pass(reading(StatefulDataLoader, stream, seed=0), Plan(0, size=size), epoch=0)
+    rows = [as_sample(row, packed=True) for row in run.upcoming(100)]
+    assert rows == [packed[index] for index in range(len(packed))]
+    assert max(len(packed.members(index)) for index in range(len(packed))) == 3
 
 
 @given(st.integers(0, 40), st.integers(0, 5), st.integers(1, 5))
