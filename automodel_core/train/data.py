@@ -27,6 +27,7 @@ from automodel_core.train.order import (
     epoch_order,
     grouped_by_length,
 )
+from automodel_core.train.packed_documents import OfRows
 from automodel_core.train.packing import PackedDataset
 from automodel_core.train.samples import Sources, members
 from automodel_core.train.world import World
@@ -46,7 +47,7 @@ def loader_maker(
     Worker seeds come from a generator of the loader's own, so that how often it is restarted never
     shows in the random state that training consumes.
     """
-    collate = targets.bind(section.collate_fn, supplied)
+    collate = OfRows(targets.bind(section.collate_fn, supplied))
     make = targets.bind(section.loader, supplied)
 
     def loader(batches: EpochBatches) -> Any:

@@ -1,4 +1,5 @@
-"""Where documents begin in rows of several, told to attention that takes no mask of all pairs.
+"""What a model is told of what its tokens may see, beside the tokens: the masks that it can do
+without, and where documents begin in rows of several.
 
 It is found on the CPU from the positions, once a step for all layers. Compiled layers see one shape
 however many documents there are, or are told that it varies.
@@ -12,28 +13,74 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PretrainedConfig, PreTrainedModel
 
+from automodel_core.errors import UserError
 from automodel_core.protocols import Batch
+from automodel_core.train.image_blocks import SEE_BOTH_WAYS, ImageBlocks
+from automodel_core.train.image_positions import ImagePositions, rope_index
+from automodel_core.train.packed_documents import is_packed
 
 # Tokens in a block of FlexAttention's, which skips whole ones.
 BLOCK = 128
-# From a batch on the CPU, and what copies a tensor to the device, to more inputs of the model.
+# What a model makes for itself if it isn't given.
+MASKS = {"attention_mask", "position_ids"}
+# From a batch on the CPU, and what copies a tensor to the device, to what the model is given in
+# place of what the batch has by that name; nothing leaves it to `masks_left_out`.
 Teller = Callable[[Batch, Callable[[torch.Tensor], torch.Tensor]], Batch]
 
 
 def teller(model: PreTrainedModel) -> Teller | None:
-    """What tells a model's attention where documents begin; None where transformers' masks do.
+    """What tells a model where documents begin; None where transformers' masks do.
 
     Block masks are made here where all layers see all that is before a token: transformers makes
     those of windows and chunks, for which it looks through the positions on the device and waits.
     """
+    count = rope_index(model)
+    if count is not None:
+        return ImagePositions(count)
     config = model.config
     kind = getattr(config, "_attn_implementation", None)
+    if config.model_type in SEE_BOTH_WAYS:
+        return ImageBlocks(config.get_text_config(), kind, model.dtype)
     if kind == "varlen":
         return document_bounds
     reads_alone = config.get_text_config() is config  # others may look at the mask themselves
     if kind == "flex_attention" and reads_alone and sees_all_before(config):
         return document_blocks
     return None
+
+
+def is_text_alone(batch: Batch) -> bool:
+    """Whether nothing but positions and padding says what a token may see."""
+    return batch.keys() - {"input_ids", "labels", "sample_id"} == MASKS
+
+
+def masks_left_out(batch: Batch) -> set[str]:
+    """The masks that a model of text does better without.
+
+    Both, where causal attention is all there is: one sample a row, padded on the right only. No
+    token sees the padding behind it, and nothing is learned there. With a mask, models look through
+    it on the device for padding, which the host waits for, and leave the kernels that are made for
+    causal attention.
+
+    The attention mask, where rows are packed: models go by positions that begin again only without
+    it. Padding, of position 0, is in documents of its own then.
+
+    Raises:
+        UserError: Rows are packed, and the model is told by something else what tokens see.
+    """
+    if is_packed(batch):
+        if "token_type_ids" in batch:
+            raise UserError(
+                "This model masks by token_type_ids, and how it does in packed rows isn't known.",
+                fix="leave packed_sequence out; dataloader.group_by_length saves padding as well",
+                path=("packed_sequence", "packed_sequence_size"),
+            )
+        return {"attention_mask"}
+    if not is_text_alone(batch):
+        return set()
+    positions, real = batch["position_ids"], batch["attention_mask"] != 0
+    counted = torch.arange(positions.shape[1], device=positions.device)
+    return MASKS if ((positions == counted) | ~real).all() else set()
 
 
 def sees_all_before(config: PretrainedConfig) -> bool:
@@ -56,7 +103,10 @@ def document_bounds(batch: Batch, put: Callable[[torch.Tensor], torch.Tensor]) -
         By transformers' name, `cu_seq_lens_q` `[documents + 1]`, int32: where documents begin and
         the last one ends. Compiled code is told that their number varies. And a mask that says
         nothing, for transformers to make none of its own. Padding is a document, or the end of one.
+        Nothing if there is more than text, which the model may mask by itself.
     """
+    if not is_text_alone(batch):
+        return {}
     positions, real = batch["position_ids"], batch["attention_mask"] != 0
     begins = positions == 0
     begins[:, 1:] &= real[:, 1:] | real[:, :-1]
@@ -85,8 +135,10 @@ def document_blocks(batch: Batch, put: Callable[[torch.Tensor], torch.Tensor]) -
 
     Returns:
         `attention_mask`, a BlockMask `[batch, 1, sequence, sequence]`; nothing if the positions
-        aren't those of documents that follow each other.
+        aren't those of documents that follow each other, or there is more than text.
     """
+    if not is_text_alone(batch):
+        return {}
     positions = batch["position_ids"]
     follows = positions[:, 1:] == positions[:, :-1] + 1
     if positions[:, 0].any() or not (follows | (positions[:, 1:] == 0)).all():

@@ -19,12 +19,17 @@ def fingerprint(dataset: Dataset) -> str:
     """
     length = len(dataset)
     digest = hashlib.sha256(str(length).encode())
-    identity = getattr(dataset, "identity", None)
     for index in sorted({int(i) for i in np.linspace(0, length - 1, min(length, PROBES))}):
-        if identity is not None:
-            digest.update(identity(index))
-            continue
-        sample = dataset[index]
-        for name in ("input_ids", "labels"):
-            digest.update(np.asarray(sample[name], dtype=np.int64).tobytes())
+        digest.update(identity_of(dataset, index))
     return digest.hexdigest()
+
+
+def identity_of(dataset: Dataset, index: int) -> bytes:
+    """What tells a sample from others: by the data set's own `identity`, or its tokens."""
+    identity = getattr(dataset, "identity", None)
+    if identity is not None:
+        return identity(index)
+    sample = dataset[index]
+    return b"".join(
+        np.asarray(sample[name], dtype=np.int64).tobytes() for name in ("input_ids", "labels")
+    )

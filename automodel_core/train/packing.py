@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import attrs
@@ -19,8 +18,10 @@ from transformers import PreTrainedModel
 
 from automodel_core.errors import ConfigPath, UserError
 from automodel_core.protocols import IGNORE_INDEX, Batch, Dataset
-from automodel_core.train.lengths import lengths_of
+from automodel_core.train.fingerprint import identity_of
+from automodel_core.train.lengths import Collate, lengths_of
 from automodel_core.train.order import epoch_order
+from automodel_core.train.packed_documents import DOCUMENTS
 from automodel_core.train.step import Objective
 
 # Rows that are open at a time. More fill better, and cost more to look through.
@@ -91,7 +92,10 @@ def first_fit(lengths: Iterable[int], size: int, window: int = WINDOW) -> list[l
 
 
 def packed_row(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The tokens of several samples, their labels, and positions that begin again with each."""
+    """The tokens of several samples, their labels, and positions that begin again with each; or the
+    samples, if the collator is to make their tokens."""
+    if "input_ids" not in samples[0]:
+        return {DOCUMENTS: samples}
     return {
         "input_ids": [token for each in samples for token in each["input_ids"]],
         "labels": [label for each in samples for label in each["labels"]],
@@ -107,22 +111,33 @@ class PackedDataset:
         samples: The data set that they are of.
         size: Tokens that a row holds.
         rows: For each row, the indices of its samples.
+        lengths: Tokens in each row.
         notes: What the plan came to.
     """
 
     samples: Dataset
     size: int
     rows: Sequence[Sequence[int]]
+    lengths: np.ndarray
     notes: Sequence[str] = ()
 
     @classmethod
-    def plan(cls, samples: Dataset, size: int, seed: int, path: ConfigPath) -> PackedDataset:
+    def plan(
+        cls, samples: Dataset, size: int, seed: int, path: ConfigPath, collate: Collate
+    ) -> PackedDataset:
         """Pack a data set, looking at it in the order of the seed's first epoch.
 
+        Args:
+            samples: The data set.
+            size: Tokens that a row holds.
+            seed: The run's.
+            path: Where the YAML asks for it.
+            collate: Makes tokens of samples that are none yet, to count them.
+
         Raises:
-            UserError: Its samples are no tokens yet, or none fits.
+            UserError: No sample fits.
         """
-        lengths = lengths_of(samples)
+        lengths = lengths_of(samples, collate)
         order = np.asarray(epoch_order(len(samples), seed, 0, shuffle=True))
         fitting = order[lengths[order] <= size]
         if not len(fitting):
@@ -140,24 +155,22 @@ class PackedDataset:
         ]
         if too_long := len(order) - len(fitting):
             notes.append(f"Samples left out because they exceed a row: {too_long:,}.")
-        return cls(samples, size, rows, notes)
+        return cls(samples, size, rows, np.array([lengths[row].sum() for row in rows]), notes)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The row's tokens, labels, and positions that begin again with each sample."""
+        """See `packed_row`."""
         return packed_row([self.samples[sample] for sample in self.rows[index]])
 
     def members(self, index: int) -> Sequence[int]:
         """The samples in a row, by their index in the data set that they are of."""
         return self.rows[index]
 
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens in each row."""
-        known = lengths_of(self.samples)
-        return np.array([known[row].sum() for row in self.rows])
+    def identity(self, index: int) -> bytes:
+        """What tells this row from others; see the core's `Dataset`."""
+        return b"".join(identity_of(self.samples, sample) for sample in self.rows[index])
 
 
 def check_collated(dataset: PackedDataset, collate: Callable[..., Batch], path: ConfigPath) -> None:

@@ -28,6 +28,7 @@ from automodel_core.train.freezing import freeze
 from automodel_core.train.generation import Question, questions_from
 from automodel_core.train.loggers import Loggers, build_loggers
 from automodel_core.train.one_process import OneProcess
+from automodel_core.train.packed_documents import OfRows
 from automodel_core.train.packing import (
     PackedDataset,
     carries_state,
@@ -364,8 +365,10 @@ def packed(
     size, path = config.packed_sequence.packed_sequence_size, ("packed_sequence",)
     if not size:
         return dataset
-    rows = PackedDataset.plan(dataset, size, config.rng.seed, path)
-    check_collated(rows, targets.bind(config.dataloader.collate_fn, supplied), path)
+    collate = OfRows(targets.bind(config.dataloader.collate_fn, supplied))
+    with console.preparing("packed_sequence"):
+        rows = PackedDataset.plan(dataset, size, config.rng.seed, path, collate)
+    check_collated(rows, collate, path)
     if isinstance(dataset, Head):
         return dataset
     for note in rows.notes:

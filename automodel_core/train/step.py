@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 from automodel_core.errors import UserError
 from automodel_core.protocols import IGNORE_INDEX, Batch, Loss
-from automodel_core.train.documents import Teller, teller
+from automodel_core.train.documents import Teller, masks_left_out, teller
 from automodel_core.train.head import Split, check_head, split_head
+from automodel_core.train.packed_documents import of_tokens
 from automodel_core.train.precision import PrecisionPlan
 from automodel_core.train.rows import at_rows, supervised_rows
 from automodel_core.train.world import World
@@ -85,7 +86,7 @@ def prepare_micro_batch(
         batch = padded(batch, multiple)
     labels = shift_labels(batch)
     put = partial(on_device, device=device)
-    told = documents(batch, put) if documents and is_text_alone(batch) else {}
+    told = documents(batch, put) if documents else {}
     left_out = {"labels", "sample_id", *(told or masks_left_out(batch))}
     inputs = {name: put(each) for name, each in batch.items() if name not in left_out}
     return MicroBatch(
@@ -113,49 +114,13 @@ def on_device(value: Any, device: torch.device) -> Any:
 
 
 def padded(batch: Batch, multiple: int) -> Batch:
-    """Rows made longer on the right; what isn't whole numbers `[batch, sequence]`, one for each
-    token, stays as it is. Pixels can have that shape by chance."""
-    shape = batch["labels"].shape
-    more = (0, -shape[1] % multiple)
+    """Rows made longer on the right, in all that is of tokens."""
+    more = (0, -batch["labels"].shape[1] % multiple)
     fill = {"labels": IGNORE_INDEX}
-    longer = {
-        name: torch.nn.functional.pad(tensor, more, value=fill.get(name, 0))
-        for name, tensor in batch.items()
-        if isinstance(tensor, torch.Tensor)
-        and tensor.shape == shape
-        and not tensor.is_floating_point()
+    return batch | {
+        name: torch.nn.functional.pad(batch[name], more, value=fill.get(name, 0))
+        for name in of_tokens(batch)
     }
-    return batch | longer
-
-
-# What a model makes for itself if it isn't given.
-MASKS = {"attention_mask", "position_ids"}
-
-
-def is_text_alone(batch: Batch) -> bool:
-    """Whether nothing but positions and padding says what a token may see."""
-    return batch.keys() - {"input_ids", "labels", "sample_id"} == MASKS
-
-
-def masks_left_out(batch: Batch) -> set[str]:
-    """The masks that a model of text does better without.
-
-    Both, where causal attention is all there is: one sample a row, padded on the right only. No
-    token sees the padding behind it, and nothing is learned there. With a mask, models look through
-    it on the device for padding, which the host waits for, and leave the kernels that are made for
-    causal attention.
-
-    The attention mask, where rows are packed: models go by positions that begin again only without
-    it. Padding, of position 0, is in documents of its own then.
-    """
-    if not is_text_alone(batch):
-        return set()
-    positions, real = batch["position_ids"], batch["attention_mask"] != 0
-    counted = torch.arange(positions.shape[1], device=positions.device)
-    if ((positions == counted) | ~real).all():
-        return MASKS
-    begins_behind_another = (positions[:, 1:] == 0) & real[:, 1:] & real[:, :-1]
-    return {"attention_mask"} if begins_behind_another.any() else set()
 
 
 @attrs.frozen
@@ -170,7 +135,6 @@ class Objective:
         world: The processes that the model is spread over.
         spread: What `ParallelManager.parallelize` returned.
         takes_positions: Whether the model is given `position_ids`.
-        counts_patches: Whether it makes positions of its own for images, by time, height and width.
         takes_pixels: Whether it can be given images.
         rows_of: From shifted labels to the positions that the loss is computed at.
         multiple: Rows are padded to a multiple of so many tokens.
@@ -183,7 +147,6 @@ class Objective:
     world: World
     spread: torch.nn.Module
     takes_positions: bool
-    counts_patches: bool
     takes_pixels: bool
     rows_of: Callable[[torch.Tensor], torch.Tensor | None]
     multiple: int
@@ -233,7 +196,6 @@ class Objective:
             world,
             spread,
             takes_positions(model),
-            counts_patches(model),
             "pixel_values" in inspect.signature(model.forward).parameters,
             rows_of,
             math.lcm(multiple, world.manager.sequence_multiple),
@@ -247,7 +209,7 @@ class Objective:
     def loss_sum(self, micro_batch: MicroBatch) -> torch.Tensor:
         """The float32 sum of the token losses, not divided by anything."""
         inputs = dict(micro_batch.inputs)
-        if not self.takes_positions or (self.counts_patches and has_grid(inputs)):
+        if not self.takes_positions:
             inputs.pop("position_ids", None)
         with self.precision.autocast(self.device):
             return self.token_losses(inputs, micro_batch.labels, micro_batch.rows)
@@ -307,32 +269,6 @@ def takes_positions(model: torch.nn.Module) -> bool:
     return "position_ids" in parameters or any(
         parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
     )
-
-
-def counts_patches(model: PreTrainedModel) -> bool:
-    """Whether a model places images in three dimensions, as Qwen2-VL does (M-RoPE, section 2.1 of
-    https://arxiv.org/abs/2409.12191). It finds those positions itself, behind the padding of either
-    side by the attention mask, and only if it is given none."""
-    return any(hasattr(module, "get_rope_index") for module in (model, model.base_model))
-
-
-def has_grid(inputs: Batch) -> bool:
-    """Whether a batch has images or videos for such a model.
-
-    Raises:
-        UserError: It doesn't say which tokens they are, so the model would count all as text.
-    """
-    if "image_grid_thw" not in inputs and "video_grid_thw" not in inputs:
-        return False
-    if "mm_token_type_ids" not in inputs:
-        raise UserError(
-            "The batch has images and no mm_token_type_ids, without which this model would place "
-            "them as if they were text.",
-            fix="let the collator pass on what the processor gives with "
-            "return_mm_token_type_ids=True",
-            path=("dataloader", "collate_fn"),
-        )
-    return True
 
 
 def accumulate_gradients(

@@ -99,6 +99,17 @@ def test_thirty_steps_follow_transformers_trainer(name, models, conversations, t
     assert ours[-1] < ours[0] - 0.3, "it learns"
 
 
+def test_documents_with_images_train_in_packed_rows(models, train):
+    folder, losses = train(
+        models("qwen"),
+        packed_sequence={"packed_sequence_size": 160},
+        step_scheduler={**SAME["step_scheduler"], "max_steps": 12},
+    )
+    assert losses[-1] < losses[0] - 0.1
+    steps = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    assert all(0.6 < step["packing_efficiency"] <= 1 for step in steps)
+
+
 @pytest.fixture(scope="module", params=mostly_slow(["gemma3", "qwen"], fast=["qwen"]))
 def adapted(request, models, train) -> tuple[Path, Path]:
     """A base model, and a run that trained an adapter on every linear layer but the tower's."""

@@ -17,7 +17,6 @@ from transformers import (
 )
 
 from automodel_core.errors import UserError
-from automodel_core.train.lengths import lengths_of
 from automodel_core.train.packing import (
     PackedDataset,
     carries_state,
@@ -96,7 +95,7 @@ def samples(*lengths: int, seed: int = 0) -> list[dict]:
 
 def test_a_row_holds_its_samples_one_after_another():
     data = samples(3, 5, 4, 2)
-    packed = PackedDataset.plan(data, 8, seed=1, path=())
+    packed = PackedDataset.plan(data, 8, seed=1, path=(), collate=default_collater)
     for index in range(len(packed)):
         members, row = packed.members(index), packed[index]
         assert row["input_ids"] == [token for m in members for token in data[m]["input_ids"]]
@@ -104,20 +103,15 @@ def test_a_row_holds_its_samples_one_after_another():
         lengths = [len(data[m]["input_ids"]) for m in members]
         assert row["position_ids"] == [i for length in lengths for i in range(length)]
     assert sorted(m for i in range(len(packed)) for m in packed.members(i)) == [0, 1, 2, 3]
-    assert lengths_of(packed).tolist() == [len(packed[i]["input_ids"]) for i in range(len(packed))]
+    assert packed.lengths.tolist() == [len(packed[i]["input_ids"]) for i in range(len(packed))]
 
 
 def test_samples_that_exceed_a_row_are_left_out_and_counted():
-    packed = PackedDataset.plan(samples(3, 50, 4), 8, seed=1, path=())
+    packed = PackedDataset.plan(samples(3, 50, 4), 8, seed=1, path=(), collate=default_collater)
     assert sorted(m for i in range(len(packed)) for m in packed.members(i)) == [0, 2]
     assert packed.notes[1] == "Samples left out because they exceed a row: 1."
     with pytest.raises(UserError, match="Every sample is longer"):
-        PackedDataset.plan(samples(9, 10), 8, seed=1, path=())
-
-
-def test_samples_that_are_no_tokens_yet_are_refused():
-    with pytest.raises(UserError, match="images"):
-        PackedDataset.plan([{"messages": []}], 8, seed=1, path=())
+        PackedDataset.plan(samples(9, 10), 8, seed=1, path=(), collate=default_collater)
 
 
 def test_a_collator_that_forgets_the_positions_is_refused():
@@ -126,7 +120,7 @@ def test_a_collator_that_forgets_the_positions_is_refused():
             [{k: v for k, v in row.items() if k != "position_ids"} for row in rows]
         )
 
-    packed = PackedDataset.plan(samples(3, 5), 8, seed=1, path=())
+    packed = PackedDataset.plan(samples(3, 5), 8, seed=1, path=(), collate=default_collater)
     check_collated(packed, default_collater, ())
     with pytest.raises(UserError, match="position_ids"):
         check_collated(packed, forgetful, ())
@@ -157,7 +151,7 @@ def test_packed_samples_give_the_loss_and_gradients_that_they_give_apart(name, a
     """Two rows of several samples, padded to more than they hold; windows shorter than samples."""
     model = build(name, attention)
     data = samples(9, 4, 14, 7, 11, 8)
-    packed = PackedDataset.plan(data, 28, seed=0, path=())
+    packed = PackedDataset.plan(data, 28, seed=0, path=(), collate=default_collater)
     assert max(len(packed.members(i)) for i in range(len(packed))) > 1
     rows = [packed[i] for i in range(len(packed))]
     apart, expected = loss_and_gradients(objective_of(model), model, data)

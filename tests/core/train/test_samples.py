@@ -36,7 +36,9 @@ def data_sets(draw) -> Mixed:
 @given(data_sets(), st.booleans(), st.sampled_from(["left", "right"]))
 def test_batches_carry_the_numbers_of_their_samples(data, packed, side):
     """Each token knows its own, and labels are counted by source as they lie in the data set."""
-    dataset = PackedDataset.plan(data, 12, seed=0, path=()) if packed else data
+    dataset = (
+        PackedDataset.plan(data, 12, seed=0, path=(), collate=default_collater) if packed else data
+    )
     indices = range(len(dataset))
     batch = default_collater([dataset[i] for i in indices], padding_side=side)
     batch = as_dealt(batch, dataset, indices)

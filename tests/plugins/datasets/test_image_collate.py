@@ -160,5 +160,3 @@ def test_lengths_count_the_tokens_of_images():
     lengths = lengths_of(samples, lambda rows: image_text_collater(rows, processor))
     batch = image_text_collater(samples, processor)
     assert lengths.tolist() == batch["attention_mask"].sum(1).tolist()
-    with pytest.raises(UserError, match="can't be packed"):
-        lengths_of(samples)
