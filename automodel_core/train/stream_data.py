@@ -142,7 +142,8 @@ class StreamData:
         Raises:
             UserError: A row can't be used, or there is none in the whole stream.
         """
-        group = self._current.upcoming(self.layout.group)
+        # With the first row of the step after it: whoever reads it is waited for here.
+        group = self._current.upcoming(self.layout.group + 1)[: self.layout.group]
         if not group:
             told = " ".join(notes(self._current.counts, self._current.first_bad))
             raise UserError(f"No sample of the stream is left. {told}".rstrip(), path=("dataset",))

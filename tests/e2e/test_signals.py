@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from automodel_core.train.signals import StopRequest
 from tests.same_run import after_step, assert_same_run
 from tests.variants import mostly_slow
 
@@ -100,3 +101,11 @@ def test_a_signal_before_the_first_step_ends_the_run_with_nothing_to_save(
     assert "Stopped by SIGTERM; no step was under way" in stopped.out
     assert stopped.checkpoints == []
     assert_same_run(automodel(changes), unbroken)
+
+
+def test_a_worker_that_inherits_the_handlers_takes_a_signal_for_its_parent_s(monkeypatch):
+    request = StopRequest(patient=True)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    for _ in range(3):
+        request.handle(signal.SIGINT, None)
+    assert not request

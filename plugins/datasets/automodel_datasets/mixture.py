@@ -33,6 +33,13 @@ def make_mixture(
     Raises:
         UserError: The numbers name no source, contradict each other or leave nothing.
     """
+    for name, each in sources.items():
+        if hasattr(each, "portions") and not isinstance(each, TokenStream):
+            raise UserError(
+                f"{name} is a stream without rows of its own, which can't be mixed.",
+                fix="name the data sets that it is made of",
+                argument="sources",
+            )
     streams = {name: each for name, each in sources.items() if isinstance(each, TokenStream)}
     if not streams:
         return Mixture(sources, epochs, weights, samples)

@@ -182,6 +182,12 @@ def test_streams_are_mixed_by_weight_at_every_place_and_start_again_where_they_e
     assert samples(dealt[n % 2][n // 2] for n in range(len(portions))) == samples(portions)
 
 
+def test_a_mixture_of_mixed_streams_is_refused():
+    inner = make_mixture({"a": line("river", 2)}, weights={"a": 1}, samples=2)
+    with pytest.raises(UserError, match="both is a stream without rows"):
+        make_mixture({"both": inner}, weights={"both": 1}, samples=2)
+
+
 @pytest.mark.parametrize(
     ("sources", "numbers", "message"),
     [
