@@ -18,6 +18,7 @@ from torch.utils.checkpoint import (
     checkpoint,
     create_selective_checkpoint_contexts,
 )
+from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel
 
 from automodel_core.config.schema import EveryLayer
@@ -25,6 +26,7 @@ from automodel_core.errors import UserError
 from automodel_core.layers import layer_lists
 
 # What `selective` keeps: the results that are dear to compute. The rest of a layer is element-wise.
+# Operators of plugins belong to it if they give PyTorch a formula of their operations.
 _aten = torch.ops.aten
 KEPT = {
     _aten.mm.default,
@@ -86,4 +88,5 @@ def _keep_dear_results() -> tuple[Any, Any]:
 
 
 def _whether_to_keep(_: Any, operation: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    dear = operation in KEPT or getattr(operation, "_overloadpacket", None) in flop_registry
+    return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 from typing import Literal
 
 import torch
@@ -12,6 +13,9 @@ from torch import nn
 from automodel_core.errors import UserError
 
 LARGEST_RANK = 256
+
+# Triton's interpreter runs kernels on the CPU.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # The largest rank at which reading dy once repays writing its product in more parts; and the
 # narrowest layer that gains from kernels more than launching them costs.

@@ -20,7 +20,8 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from automodel_peft.candidates import in_and_out
-from automodel_peft.lean_linear import lora_linear
+from automodel_peft.choice import INTERPRETED, refused
+from automodel_peft.lean_linear import METHODS, lora_linear
 from automodel_peft.low_rank import add_low_rank
 
 
@@ -37,6 +38,7 @@ class LayerSettings:
         seed: Of their first values.
         method: How a linear layer computes: of `lean_linear.METHODS`, or `plain` for the update
             beside whatever the frozen layer does.
+        demanded: Whether the YAML demands that method, so that nothing else will do.
     """
 
     rank: int
@@ -46,6 +48,7 @@ class LayerSettings:
     dtype: torch.dtype
     seed: int
     method: str = "plain"
+    demanded: bool = False
 
 
 class AdaptedLayer(nn.Module):
@@ -129,9 +132,13 @@ class LoraLinear(AdaptedLayer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., features_in]` to `[..., features_out]`."""
         dropout = self.settings.dropout if self.training else 0.0
-        if self.lora_method != "plain" and not dropout and frozen_here(self, x):
-            weight, bias = self.weight, self.bias
-            return lora_linear(x, weight, bias, self.factors(), self.lora_scale, self.lora_method)
+        if self.lora_method != "plain" and not dropout:
+            reason = unfit(self, x, self.lora_method)
+            if not reason:
+                frozen, factors = (self.weight, self.bias), self.factors()
+                return lora_linear(x, *frozen, factors, self.lora_scale, self.lora_method)
+            if self.settings.demanded:
+                raise refused(reason)
         return add_low_rank(super().forward(x), x, self.factors(), self.lora_scale, dropout)
 
 
@@ -195,17 +202,24 @@ def device_beside(module: nn.Module) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def frozen_here(module: nn.Linear, x: torch.Tensor) -> bool:
-    """Whether the layer is a frozen product of plain tensors in the dtype of `x`, which is all that
-    `lora_linear` computes; autocast, distributed and quantised tensors are for PyTorch."""
+def unfit(module: nn.Linear, x: torch.Tensor, method: str) -> str:
+    """Why `lora_linear` can't compute this layer here; empty if it can.
+
+    It computes products of plain tensors of one dtype with a frozen weight. What the layer is given
+    is known only now: managers cut weights and autocast rounds after `adapt`.
+    """
     weight, bias = module.weight, module.bias
-    return (
-        type(weight) in (nn.Parameter, torch.Tensor)
-        and x.dtype == weight.dtype
-        and not weight.requires_grad
-        and not (bias is not None and bias.requires_grad)
-        and not torch.is_autocast_enabled(x.device.type)
-    )
+    if type(weight) not in (nn.Parameter, torch.Tensor):
+        return f"a layer's weight is a {type(weight).__name__} (cut over ranks, or quantised)"
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        return "a layer that is adapted trains as a whole, too"
+    if torch.is_autocast_enabled(x.device.type):
+        return "autocast rounds what goes into the layers"
+    if x.dtype != weight.dtype:
+        return f"a layer of {weight.dtype} is given {x.dtype}"
+    if METHODS[method] and x.device.type != "cuda" and not INTERPRETED:
+        return f"the model is on the {x.device.type.upper()}"
+    return ""
 
 
 def oriented_weight(module: nn.Module) -> torch.Tensor:

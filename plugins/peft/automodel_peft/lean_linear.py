@@ -3,17 +3,21 @@
 Between the frozen product and the update autograd would keep two results and add them into a third.
 Here `y = x W^T + b` is made once and the update added where it lies, as is what the adapter
 contributes to `dx = dy W`; kept for the backward pass are `x` and `scale * x A^T`, rank wide. The
-two operators are opaque to torch.compile, which would else copy `y` before it adds to it.
+operators are opaque to torch.compile, which would else copy `y` before it adds to it. What the
+backward pass keeps has an operator of its own, so that a compiled layer that is computed again
+leaves out its last product.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils.flop_counter import register_flop_formula
 
 # Method -> which products its Triton kernels make; the others are PyTorch's. `once` makes two of
 # the backward pass in one reading of dy.
@@ -44,7 +48,21 @@ def lora_linear(
         scale: A scalar.
         method: Of METHODS.
     """
-    return _forward(x, weight, bias, *factors, scale, method)[0]
+    a, b = factors
+    reduced = _reduced(x.detach(), a.detach(), scale, method)
+    return _forward(x, weight, bias, reduced, a, b, scale, method)
+
+
+@torch.library.custom_op("automodel_peft::lora_reduced", mutates_args=())
+def _reduced(x: torch.Tensor, a: torch.Tensor, scale: torch.Tensor, method: str) -> torch.Tensor:
+    """`scale * x A^T`, `[tokens, rank]`."""
+    rows = _rows(x)
+    return reduce(rows, a, scale, _fitting(method, rows))
+
+
+@_reduced.register_fake
+def _(x, a, scale, method):
+    return x.new_empty(x.numel() // x.shape[-1], len(a))
 
 
 @torch.library.custom_op("automodel_peft::lora_linear", mutates_args=())
@@ -52,23 +70,21 @@ def _forward(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
+    reduced: torch.Tensor,
     a: torch.Tensor,
     b: torch.Tensor,
     scale: torch.Tensor,
     method: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`[..., features_out]`, and `scale * x A^T`, `[tokens, rank]`."""
-    rows = _rows(x)
-    y = functional.linear(rows, weight, bias)
-    reduced = reduce(rows, a, scale, method)
-    add_expanded(y, reduced, b, method)
-    return y.view(*x.shape[:-1], len(weight)), reduced
+) -> torch.Tensor:
+    """`[..., features_out]`; A and the scale, which `reduced` is made with, are for gradients."""
+    y = functional.linear(_rows(x), weight, bias)
+    add_expanded(y, reduced, b, _fitting(method, y))
+    return y.view(*x.shape[:-1], len(weight))
 
 
 @_forward.register_fake
-def _(x, weight, bias, a, b, scale, method):
-    tokens = x.numel() // x.shape[-1]
-    return x.new_empty(*x.shape[:-1], len(weight)), x.new_empty(tokens, len(a))
+def _(x, weight, bias, reduced, a, b, scale, method):
+    return x.new_empty(*x.shape[:-1], len(weight))
 
 
 @torch.library.custom_op("automodel_peft::lora_linear_backward", mutates_args=())
@@ -85,6 +101,7 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of x (empty unless needed), A and B."""
     dy, rows = _rows(gradient), _rows(x)
+    method = _fitting(method, rows)
     if "once" in METHODS[method]:
         of_reduced, of_b = _triton().reduce_and_gradient(dy, b, reduced, scale)
     else:
@@ -104,21 +121,38 @@ def _(gradient, x, reduced, weight, a, b, scale, needs_x, method):
     return of_x, a.new_empty(a.shape), b.new_empty(b.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    x, weight, _, a, b, scale, ctx.method = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, output[1], weight, a, b, scale)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, weight, _, reduced, a, b, scale, ctx.method = inputs
+    ctx.save_for_backward(x, reduced, weight, a, b, scale)
 
 
-def _differentiate(
-    ctx: Any, gradient: torch.Tensor, _: torch.Tensor | None
-) -> tuple[torch.Tensor | None, ...]:
+def _differentiate(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     needs_x = ctx.needs_input_grad[0]
     of_x, of_a, of_b = _backward(gradient, *ctx.saved_tensors, needs_x, ctx.method)
-    return of_x if needs_x else None, None, None, of_a, of_b, None, None
+    return of_x if needs_x else None, None, None, None, of_a, of_b, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+# FlopCounterMode sees no products inside an operator, and selective activation checkpointing knows
+# by the formula that what one gives is dear. Of tensors they are given the shapes.
+@register_flop_formula(torch.ops.automodel_peft.lora_reduced)
+def _(x, a, *_, **__):
+    return 2 * math.prod(x) * a[0]
+
+
+@register_flop_formula(torch.ops.automodel_peft.lora_linear)
+def _(x, weight, bias, reduced, *_, **__):
+    (tokens, rank), (features_out, features_in) = reduced, weight
+    return 2 * tokens * features_out * (features_in + rank)
+
+
+@register_flop_formula(torch.ops.automodel_peft.lora_linear_backward)
+def _(gradient, x, reduced, weight, a, b, scale, needs_x, *_, **__):
+    (tokens, rank), (features_out, features_in) = reduced, weight
+    of_x = (features_out + rank) * features_in if needs_x else 0
+    return 2 * tokens * (rank * (2 * features_out + features_in) + of_x)
 
 
 def reduce(x: torch.Tensor, factor: torch.Tensor, scale: torch.Tensor, method: str) -> torch.Tensor:
@@ -145,6 +179,11 @@ def factor_gradient(
     if like.stride(1) == 1:
         return (x.t() @ reduced).to(like.dtype)
     return (reduced.t() @ x).t().to(like.dtype)
+
+
+def _fitting(method: str, rows: torch.Tensor) -> str:
+    """An expert that no token was sent to has nothing for a kernel to do."""
+    return method if len(rows) else "lean"
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

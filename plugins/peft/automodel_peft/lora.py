@@ -233,4 +233,5 @@ class PeftConfig:
             dtype=self.dtype,
             seed=crc32(name.encode(), self.seed & 0xFFFFFFFF),
             method=self.method(planned),
+            demanded=self.use_triton is True,
         )

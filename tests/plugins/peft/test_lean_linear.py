@@ -7,9 +7,16 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
+from automodel_core.config.schema import Compile
+from automodel_core.errors import UserError
+from automodel_core.train.compiling import Compilation
+from automodel_core.train.recompute import checkpoint_activations
 from automodel_peft.layers import LayerSettings, LoraLinear, adapt_in_place
 from automodel_peft.lean_linear import METHODS, lora_linear
+from automodel_peft.lora import PeftConfig
+from tests.plugins.peft.models import llama, tokens
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Tokens, features in and out, rank: beyond whole tiles, and several parts of a sum.
@@ -82,6 +89,15 @@ def test_a_frozen_input_gets_no_gradient(method):
     assert x.grad is None
 
 
+def test_an_expert_without_tokens_has_gradients_of_zero(method):
+    x, *others = drawn(*SHAPES[0])
+    x = x.detach()[:0].requires_grad_()
+    by(method)(x, *others).sum().backward()
+    assert x.grad.shape == x.shape
+    assert not others[2].grad.any()
+    assert not others[3].grad.any()
+
+
 def test_it_takes_batches_and_gradients_that_lie_apart(method):
     x, *others = drawn(24, 16, 8, 4)
     batch = x.detach().view(2, 12, 16).transpose(0, 1)
@@ -103,17 +119,31 @@ def test_it_is_the_same_under_activation_checkpointing(method):
 
 def test_the_operators_are_what_the_compiler_is_told():
     x, weight, bias, a, b = drawn(*SHAPES[0])
+    scale, operators = torch.tensor(0.5, device=DEVICE), torch.ops.automodel_peft
+    reduced = operators.lora_reduced(x.detach(), a.detach(), scale, "lean")
     torch.library.opcheck(
-        torch.ops.automodel_peft.lora_linear.default,
-        (x, weight, bias, a, b, torch.tensor(0.5, device=DEVICE), "lean"),
+        operators.lora_linear.default, (x, weight, bias, reduced, a, b, scale, "lean")
     )
+    torch.library.opcheck(operators.lora_reduced.default, (x.detach(), a.detach(), scale, "lean"))
 
 
-def layer(method, dtype=torch.float32):
+@pytest.mark.parametrize("needs_x", [False, True])
+def test_torch_counts_the_operations_of_its_products(needs_x):
+    x, weight, bias, a, b = drawn(6, 8, 16, 2)
+    x = x.detach().requires_grad_(needs_x)
+    with FlopCounterMode(display=False) as counter:
+        by("lean")(x, weight, bias, a, b).sum().backward()
+    frozen, of_a, of_b = (2 * 6 * size for size in (8 * 16, 8 * 2, 2 * 16))
+    backward = of_a + 2 * of_b + needs_x * (frozen + of_a)
+    assert counter.get_total_flops() == frozen + of_a + of_b + backward
+
+
+def layer(method, dtype=torch.float32, demanded=False):
     torch.manual_seed(0)
     made = nn.Linear(24, 16).to(DEVICE, dtype).requires_grad_(False)
     adapt_in_place(made, LoraLinear, LayerSettings(
         rank=4, alpha=8, scale=2.0, dropout=0.0, dtype=torch.float32, seed=1, method=method,
+        demanded=demanded,
     ))  # fmt: skip
     nn.init.normal_(made.lora_B)
     return made
@@ -134,3 +164,77 @@ def test_a_layer_is_the_plain_layer_and_compiles_into_one_graph(dtype):
     for ours, right in zip(found, expected, strict=True):
         assert ours.dtype == right.dtype
         assert (ours - right).norm() < (1e-5 if dtype == torch.float32 else 0.02) * right.norm()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_was_demanded_is_refused_where_it_cannot_be(compiled):
+    made, x = layer("lean", demanded=True), torch.ones(2, 24, device=DEVICE)
+    called = torch.compile(made, backend="eager") if compiled else made
+    called(x)
+    with torch.autocast(DEVICE, torch.bfloat16), pytest.raises(UserError, match="autocast"):
+        called(x)
+    made.weight.requires_grad_(True)
+    with pytest.raises(UserError, match="trains as a whole") as raised:
+        made(x)
+    assert raised.value.argument == "use_triton"
+    made.weight.requires_grad_(False)
+    with pytest.raises(UserError, match=r"of torch.float32 is given torch.float64"):
+        made(x.double())
+
+
+def test_what_cannot_be_and_was_not_demanded_is_computed_all_the_same():
+    made, plain, x = layer("lean"), layer("plain"), torch.ones(2, 24, device=DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert torch.equal(made(x), plain(x))
+
+
+def model_with(method, recompute=None):
+    """A model whose adapted layers compute that way, on the CPU."""
+    model = llama().train()
+    PeftConfig(dim=4).apply(model)
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.lora_method = method
+            nn.init.normal_(module.lora_B, generator=torch.Generator().manual_seed(0))
+    checkpoint_activations(model, recompute)
+    return model
+
+
+def gradients(model):
+    ids = tokens()
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(("recompute", "again"), [("selective", 0), ("full", 14)])
+def test_selective_activation_checkpointing_keeps_its_result(recompute, again):
+    model, products = model_with("lean", recompute), 0
+
+    class Counted(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            nonlocal products
+            products += operation is torch.ops.automodel_peft.lora_linear.default
+            return operation(*args, **(kwargs or {}))
+
+    with Counted():
+        found = gradients(model)
+    assert products == 14 + again
+    for name, right in gradients(model_with("plain")).items():
+        torch.testing.assert_close(found[name], right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("recompute", "again"), [(None, 0), ("selective", 0), ("full", 12)])
+def test_a_decoder_layer_compiles_into_one_graph(recompute, again):
+    """Computed again in full, each of the two does without its last product."""
+    model = model_with("lean", recompute)
+    compilation = Compilation(Compile(backend="aot_eager", fullgraph=True))
+    with compilation.layers_of(model, deterministic=False):
+        gradients(model)  # compiles
+        model.zero_grad()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            found = gradients(model)
+    products = {event.key: event.count for event in profile.key_averages()}
+    assert products["automodel_peft::lora_linear"] == 14 + again
+    assert compilation.graphs == 2  # nothing before the first layer trains
+    for name, right in gradients(model_with("plain")).items():
+        torch.testing.assert_close(found[name], right, rtol=1e-4, atol=1e-5)
