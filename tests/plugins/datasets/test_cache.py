@@ -243,11 +243,11 @@ def test_a_killed_writer_leaves_nothing_that_is_read(data, tokenizer, tiny_model
 
 
 @pytest.mark.slow
-def test_of_two_writers_one_entry_is_left_and_both_read_it(data, tiny_model, kept):
+def test_of_two_processes_one_tokenises_and_both_read_it(data, tiny_model, kept):
     both = [writer(data, tiny_model) for _ in range(2)]
-    for process in both:
-        out, _ = process.communicate(timeout=60)
-        assert out.splitlines()[-1] == "20 StoredTexts", out
+    told = [process.communicate(timeout=60)[0].splitlines() for process in both]
+    assert [lines[-1] for lines in told] == ["20 StoredTexts"] * 2
+    assert sum(lines.count("writing") for lines in told) == 1
     assert entries(kept) == 1
 
 
