@@ -4,8 +4,9 @@
 
 bfloat16 weights, torch.compile on each decoder layer, SDPA with cuDNN's kernels first, the head and
 its loss in chunks of 2,048 tokens that are computed again in the backward pass, fused AdamW. On
-several GPUs by PyTorch's FSDP2 alone, or by accelerate's. A step ends with an event on the device;
-nothing waits in between. Writes seconds of each step, losses and peak memory of rank 0.
+several GPUs by PyTorch's FSDP2 alone, or by accelerate's; or torchtitan's model with its own of all
+these. A step ends with an event on the device; nothing waits in between. Writes seconds of each
+step, losses and peak memory of rank 0.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 CHUNK, MASKED = 2048, 0.3
 ORDER = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
@@ -59,17 +61,29 @@ def summed(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return cross_entropy(logits.float(), targets, reduction="sum")
 
 
-def with_fsdp2(model: WithLoss) -> tuple[nn.Module, torch.optim.Optimizer]:
+def llama(folder: Path) -> WithLoss:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).cuda()
+    for layer in model.model.layers:
+        layer.compile()
+    return WithLoss(model).train()
+
+
+def fused_adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+
+def with_fsdp2(folder: Path, length: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     """PyTorch alone; on one GPU the model as it is."""
+    model = llama(folder)
     if dist.get_world_size() > 1:
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
         for layer in model.model.model.layers:
             fully_shard(layer, mp_policy=policy)
         fully_shard(model, mp_policy=policy, reshard_after_forward=False)
-    return model, torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    return model, fused_adamw(model)
 
 
-def with_accelerate(model: WithLoss) -> tuple[nn.Module, torch.optim.Optimizer]:
+def with_accelerate(folder: Path, length: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     """accelerate's FSDP2, which also needs to be told the layers' class."""
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
 
@@ -80,16 +94,26 @@ def with_accelerate(model: WithLoss) -> tuple[nn.Module, torch.optim.Optimizer]:
         mixed_precision_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32),
     )
     accelerator = Accelerator(fsdp_plugin=plugin if dist.get_world_size() > 1 else None)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    return accelerator.prepare(model, optimizer)
+    model = llama(folder)
+    return accelerator.prepare(model, fused_adamw(model))
 
 
-WAYS = {"fsdp2": with_fsdp2, "accelerate": with_accelerate}
+def with_torchtitan(folder: Path, length: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """torchtitan's model, compilation, loss and FSDP2 in this loop."""
+    from titan import Titan
+
+    model = Titan(folder, length, torch.device("cuda")).train()
+    if dist.get_world_size() > 1:
+        model.shard(init_device_mesh("cuda", (dist.get_world_size(),)))
+    return model, fused_adamw(model)
 
 
-def batch(model: PreTrainedModel, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+WAYS = {"fsdp2": with_fsdp2, "accelerate": with_accelerate, "torchtitan": with_torchtitan}
+
+
+def batch(vocabulary: int, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Random tokens, of which the first 30% of each row aren't learned."""
-    ids = torch.randint(0, model.config.vocab_size, (rows, length), device="cuda")
+    ids = torch.randint(0, vocabulary, (rows, length), device="cuda")
     labels = ids.clone()
     labels[:, : int(MASKED * length)] = -100
     return ids, labels
@@ -108,11 +132,9 @@ def main() -> None:
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
     torch.manual_seed(rank)
-    llama = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).cuda()
-    for layer in llama.model.layers:
-        layer.compile()
-    model, optimizer = WAYS[options.way](WithLoss(llama).train())
-    ids, labels = batch(llama, options.rows, options.length)
+    model, optimizer = WAYS[options.way](options.model, options.length)
+    vocabulary = AutoConfig.from_pretrained(options.model).vocab_size
+    ids, labels = batch(vocabulary, options.rows, options.length)
     ends, losses = [torch.cuda.Event(enable_timing=True)], []
     ends[0].record()
     with sdpa_kernel(ORDER, set_priority=True):

@@ -139,52 +139,8 @@ def by_hand(case: Case, gate: Gate) -> None:
 
 
 def torchtitan(case: Case, gate: Gate) -> None:
-    """torchtitan's Llama with its own compiled layers, attention and compiled loss.
+    """torchtitan's parts: see `titan.py`."""
+    from titan import Titan
 
-    Its head isn't tied to the embedding: it starts as a copy and trains on its own.
-    """
-    from safetensors.torch import load_file
-    from torchtitan.components.loss import build_cross_entropy_loss
-    from torchtitan.config import JobConfig
-    from torchtitan.models.llama3.infra.parallelize import apply_compile
-    from torchtitan.models.llama3.model.args import RoPEScalingArgs, TransformerModelArgs
-    from torchtitan.models.llama3.model.model import Transformer
-    from torchtitan.models.llama3.model.state_dict_adapter import Llama3StateDictAdapter
-    from transformers import AutoConfig
-
-    llama = AutoConfig.from_pretrained(case.model)
-    args = TransformerModelArgs(
-        dim=llama.hidden_size,
-        n_layers=llama.num_hidden_layers,
-        n_heads=llama.num_attention_heads,
-        n_kv_heads=llama.num_key_value_heads,
-        vocab_size=llama.vocab_size,
-        ffn_dim_multiplier=0.5,  # of 8/3 of the width, rounded up to a multiple of what it is
-        multiple_of=llama.intermediate_size,
-        norm_eps=llama.rms_norm_eps,
-        rope_theta=llama.rope_parameters["rope_theta"],
-        rope_scaling_args=RoPEScalingArgs(scaling_factor=1.0),
-        max_seq_len=case.length,
-    )
-    with torch.device(case.device):
-        model = Transformer(args)
-        angles = model.freqs_cis
-    for each in model.parameters():
-        each.data = each.data.bfloat16()
-    weights = load_file(case.model / "model.safetensors", device=case.device)
-    weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
-    model.load_state_dict(Llama3StateDictAdapter(args, None).from_hf(weights))
-    model.freqs_cis = angles
-    del weights
-    job = JobConfig()
-    job.compile.enable = True
-    job.compile.components = ["model", "loss"]
-    if case.on_gpu:
-        apply_compile(model, job.compile)
-    loss_of = build_cross_entropy_loss(job)
-
-    def mean_loss(batch: Batch) -> torch.Tensor:
-        targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
-        return loss_of(model(batch["input_ids"]), targets) / (targets != -100).sum()
-
-    race(case, gate, model.train(), mean_loss)
+    whole = Titan(case.model, case.length, torch.device(case.device)).train()
+    race(case, gate, whole, lambda batch: whole(batch["input_ids"], batch["labels"]))

@@ -5,7 +5,8 @@
 Two sequences of 4,096 random tokens a GPU, 30% of them not learned, bfloat16 weights, compiled
 layers, fused AdamW, no activation checkpointing: each at its best on one GPU and on two. Our engine
 runs from a YAML file, through `automodel bench`; beside it the loop of `by_hand.py`, under FSDP2 as
-PyTorch has it and as accelerate sets it up (on one GPU the two are the same). All take turns; a
+PyTorch has it and as accelerate sets it up (on one GPU the two are the same), and torchtitan's
+model, loss and FSDP2 in the same loop, where it is installed. All take turns; a
 figure is the median of the rounds' medians over the steps after the first eight. Prints the
 environment.
 """
@@ -90,6 +91,8 @@ def contest(folder: Path, rounds: int, steps: int) -> dict[tuple[str, int], Foun
         ("by hand, FSDP2", 1): lambda *case: by_hand("fsdp2", *case),
         ("by hand, FSDP2", 2): lambda *case: by_hand("fsdp2", *case),
         ("by hand, accelerate", 2): lambda *case: by_hand("accelerate", *case),
+        ("torchtitan", 1): lambda *case: by_hand("torchtitan", *case),
+        ("torchtitan", 2): lambda *case: by_hand("torchtitan", *case),
     }
     found = {key: Found() for key in sides}
     for _ in range(rounds):
@@ -116,7 +119,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         shapes.write(Path(place), "1b", LENGTH, weights=True)
         found = contest(Path(place), options.rounds, options.steps)
-    about = environment("torch", "transformers", "accelerate", "triton")
+    about = environment("torch", "transformers", "accelerate", "torchtitan", "triton")
     print(*(f"{name}: {value}" for name, value in about.items()), sep="\n")
     best = max(each.rate for (_, count), each in found.items() if count == 1 and each.seconds)
     print(f"\n| tokens/s per GPU | GPUs | rate | of one GPU's best, {best:,.0f} | peak GiB |")

@@ -37,6 +37,7 @@ from automodel_core.train.generation import (
 )
 from automodel_core.train.guards import Guards, LostUpdates, check_trainable
 from automodel_core.train.loop import train
+from automodel_core.train.loss_scaling import loss_scaler
 from automodel_core.train.model_loading import load_model
 from automodel_core.train.observed import observed
 from automodel_core.train.packing import check_documents_apart
@@ -209,7 +210,9 @@ def load(
         objective=objective,
         compilation=prepared.compilation,
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(prepared.device.type, enabled=prepared.precision.loss_scaling),
+        scaler=loss_scaler(
+            prepared.device, enabled=prepared.precision.loss_scaling, alone=world.alone
+        ),
         rng=context.targets.build(
             config.rng.target,
             prepared.supplied,

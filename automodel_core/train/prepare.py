@@ -89,7 +89,6 @@ def prepare(config: RunConfig, context: RunContext, console: Console) -> Prepare
     if config.freeze_config is not None:
         freeze(source.empty_model(), config.freeze_config)
     precision = plan_precision(source.torch_dtype, device, adapter.dtype if adapter else None)
-    check_spread(world, precision)
     loggers = build_loggers(config, context, supplied) if world.is_main else Loggers()
     dataset = build_dataset(context.targets, console, config.dataset, supplied)
     health = check_data(config, context.targets, source, supplied, dataset, console)
@@ -211,16 +210,6 @@ def plan_world(config: RunConfig, context: RunContext, console: Console) -> Worl
         asked = config.dist_env.backend
         console.say(f"One process: there is no process group, so dist_env.backend {asked} waits.")
     return world
-
-
-def check_spread(world: World, precision: PrecisionPlan) -> None:
-    """Refuse what one process can do and several can't."""
-    if not world.alone and precision.loss_scaling:
-        raise UserError(
-            "float16 on several ranks would need one loss scale for all of them.",
-            fix="write torch_dtype: bfloat16 or auto",
-            path=("model", "torch_dtype"),
-        )
 
 
 def choose_device(console: Console) -> torch.device:

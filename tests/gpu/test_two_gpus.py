@@ -92,6 +92,15 @@ def test_adapters_in_float32_beside_a_bfloat16_model(automodel, torchrun, layout
     assert two.losses == pytest.approx(one.losses, rel=CLOSE["auto"])
 
 
+@pytest.mark.parametrize("layout", ["ddp", "fsdp2", "offload", "tp"])
+def test_float16_with_one_loss_scale(automodel, torchrun, layout):
+    changes = {**STEPS, "model": {"torch_dtype": "float16"}}
+    one = automodel(changes, folder="one")
+    two = torchrun({**changes, "distributed": LAYOUTS[layout]})
+    assert two.code == 0, two.out[-4000:]
+    assert two.losses == pytest.approx(one.losses, rel=CLOSE["auto"])
+
+
 @pytest.mark.parametrize("layout", ["ddp", "fsdp2"])
 def test_stopped_and_resumed(torchrun, layout):
     changes = {**STEPS, "distributed": LAYOUTS[layout], "deterministic": True}

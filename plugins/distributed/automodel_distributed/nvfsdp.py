@@ -90,6 +90,12 @@ class NvFSDPManager:
                 fix="write _target_: fsdp2",
                 path=("distributed", "_target_"),
             )
+        if precision.compute == torch.float16:
+            raise UserError(
+                "float16 isn't tested under nvFSDP (megatron-fsdp).",
+                fix="write torch_dtype: bfloat16, or _target_: fsdp2",
+                path=("model", "torch_dtype"),
+            )
         return self._wrapped(model, mesh, precision)
 
     def _wrapped(self, model: PreTrainedModel, mesh: DeviceMesh, precision: Precision) -> nn.Module:
