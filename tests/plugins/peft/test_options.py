@@ -69,6 +69,22 @@ def test_triton_says_which_layer_it_has_no_kernels_for(module, rank, reason):
     assert chosen_method("auto", module, rank) == chosen_method(False, module, rank) == "plain"
 
 
+@pytest.mark.parametrize(
+    ("shape", "rank", "dtype", "method"),
+    [
+        ((4096, 14336), 16, torch.bfloat16, "triton_once"),
+        ((14336, 4096), 64, torch.bfloat16, "triton_add"),
+        ((4096, 1024), 16, torch.bfloat16, "lean"),
+        ((4096, 14336), 16, torch.float32, "plain"),
+    ],
+)
+def test_auto_takes_what_measured_fastest(shape, rank, dtype, method, monkeypatch):
+    """As docs/benchmarks/lora.md has it."""
+    monkeypatch.setattr("automodel_peft.choice.without_triton", lambda: "")
+    module = nn.Linear(*shape, device="meta", dtype=dtype)
+    assert chosen_method("auto", module, rank) == method
+
+
 @pytest.mark.parametrize("argument", ["rank_pattern", "alpha_pattern"])
 def test_patterns_of_sizes_must_mean_an_adapted_module(argument):
     config = PeftConfig(include_modules=["q_proj"], **{argument: {"v_proj": 2}})
