@@ -137,7 +137,7 @@ def methods(case: Case, compiled: bool) -> dict[str, Callable[[], nn.Module]]:
     }
     made |= {name: lambda name=name: case.ours(name) for name in lean_linear.METHODS}
     if compiled:
-        for name in ("plain", "lean", "triton", "peft"):
+        for name in ("plain", "lean", "auto", "peft"):
             made[f"{name}+c"] = lambda make=made[name]: torch.compile(make(), dynamic=False)
     return made
 

@@ -14,6 +14,9 @@ from automodel_core.errors import UserError
 
 LARGEST_RANK = 256
 
+# What layers were measured in: bfloat16, and float16 is as fast.
+MEASURED = (torch.bfloat16, torch.float16)
+
 # Triton's interpreter runs kernels on the CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -39,8 +42,10 @@ def chosen_method(use_triton: bool | Literal["auto"], module: nn.Module, rank: i
         if reason:
             raise refused(reason)
         return "triton_once" if rank <= ONCE else "triton"
-    unused = reason or without_triton()
-    return "plain" if unused else fastest(module.in_features, module.out_features, rank)
+    # float32 weights weren't measured: they train slowly, or under autocast, which needs `plain`.
+    if reason or module.weight.dtype not in MEASURED or without_triton():
+        return "plain"
+    return fastest(module.in_features, module.out_features, rank)
 
 
 def refused(reason: str) -> UserError:

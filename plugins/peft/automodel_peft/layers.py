@@ -206,11 +206,11 @@ def unfit(module: nn.Linear, x: torch.Tensor, method: str) -> str:
     """Why `lora_linear` can't compute this layer here; empty if it can.
 
     It computes products of plain tensors of one dtype with a frozen weight. What the layer is given
-    is known only now: managers cut weights and autocast rounds after `adapt`.
+    is known only now: autocast, quantised weights and the device come after `adapt`.
     """
     weight, bias = module.weight, module.bias
     if type(weight) not in (nn.Parameter, torch.Tensor):
-        return f"a layer's weight is a {type(weight).__name__} (cut over ranks, or quantised)"
+        return f"a layer's weight is a {type(weight).__name__}"
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         return "a layer that is adapted trains as a whole, too"
     if torch.is_autocast_enabled(x.device.type):

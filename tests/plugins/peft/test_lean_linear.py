@@ -181,6 +181,13 @@ def test_what_was_demanded_is_refused_where_it_cannot_be(compiled):
     with pytest.raises(UserError, match=r"of torch.float32 is given torch.float64"):
         made(x.double())
 
+    class Quantised(torch.Tensor):
+        pass
+
+    made.weight = nn.Parameter(made.weight.as_subclass(Quantised), requires_grad=False)
+    with pytest.raises(UserError, match="weight is a Quantised"):
+        made(x)
+
 
 def test_what_cannot_be_and_was_not_demanded_is_computed_all_the_same():
     made, plain, x = layer("lean"), layer("plain"), torch.ones(2, 24, device=DEVICE)

@@ -7,7 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from automodel_core.errors import GuardStop, UserError
 from automodel_peft.checks import check_trainable
-from automodel_peft.choice import chosen_method
+from automodel_peft.choice import chosen_method, fastest
 from automodel_peft.dora import Dora
 from automodel_peft.lora import PeftConfig
 from automodel_peft.lora_plus import LoraPlus
@@ -67,6 +67,24 @@ def test_triton_says_which_layer_it_has_no_kernels_for(module, rank, reason):
     with pytest.raises(UserError, match=reason):
         chosen_method(True, module, rank)
     assert chosen_method("auto", module, rank) == chosen_method(False, module, rank) == "plain"
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank", "method"),
+    [
+        ((4096, 14336), 16, "triton_once"),
+        ((14336, 4096), 64, "triton_add"),
+        ((4096, 1024), 16, "lean"),
+    ],
+)
+def test_auto_takes_what_measured_fastest(shape, rank, method):
+    """As docs/benchmarks/lora.md has it."""
+    assert fastest(*shape, rank) == method
+
+
+def test_auto_leaves_layers_alone_that_were_not_measured():
+    wide = nn.Linear(4096, 4096, device="meta", dtype=torch.float32)
+    assert chosen_method("auto", wide, 16) == "plain"
 
 
 @pytest.mark.parametrize("argument", ["rank_pattern", "alpha_pattern"])
