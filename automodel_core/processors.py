@@ -1,13 +1,16 @@
 """Processors: tokenizer, image processor and chat template in one.
 
 The image processors work on Pillow and NumPy where torchvision isn't installed. Videos need it; a
-processor of both is made without its part for videos then.
+processor of both is made without its part for videos then. Pixtral's does without it as well,
+although transformers asks for it.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import PushToHubMixin, cached_file, is_torchvision_available
 
 from automodel_core.errors import UserError
@@ -33,6 +36,7 @@ PROCESSOR, IMAGES, VIDEOS, TOKENIZER = (
     "video_preprocessor_config.json",
     "tokenizer_config.json",
 )
+PIXTRAL = "PixtralProcessor"
 
 
 def read_processor(
@@ -54,6 +58,8 @@ def read_processor(
         kind = processor_class(name, where)
         if kind is not None and "video_processor" in kind.get_attributes():
             return without_videos(kind, name, where)
+        if kind is not None and kind.__name__ == PIXTRAL:
+            return kind.from_pretrained(name, **where)
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=trusted, **where)
     if not isinstance(processor, ProcessorMixin):  # transformers falls back to a bare tokenizer
         raise ValueError(f"{name} has no processor")
@@ -120,9 +126,28 @@ def processor_class(name: str | Path, where: dict[str, str]) -> type[ProcessorMi
         for each in contents(name, where, PROCESSOR, VIDEOS, IMAGES, TOKENIZER)
     )
     found = next(filter(None, named), None)
-    if found is not None:
-        return getattr(transformers, found, None)
-    return PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(name, **where)), None)
+    if found is None:
+        found = PROCESSOR_MAPPING_NAMES.get(AutoConfig.from_pretrained(name, **where).model_type)
+    if found == PIXTRAL:
+        return pixtral_processor()
+    return getattr(transformers, found, None) if found else None
+
+
+def pixtral_processor() -> type[ProcessorMixin]:
+    """The class of Pixtral's processor, also where torchvision isn't installed.
+
+    Its module imports a function about sizes from the module of the image processor that needs
+    torchvision. The one that works on Pillow has the same function, and takes its place meanwhile.
+    """
+    if is_torchvision_available():
+        return transformers.PixtralProcessor
+    package = "transformers.models.pixtral"
+    missing = f"{package}.image_processing_pixtral"
+    sys.modules[missing] = import_module(f"{package}.image_processing_pil_pixtral")
+    try:
+        return import_module(f"{package}.processing_pixtral").PixtralProcessor
+    finally:
+        del sys.modules[missing]
 
 
 def video_settings(name: str | Path, where: dict[str, str]) -> dict[str, Any]:

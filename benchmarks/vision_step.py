@@ -6,7 +6,8 @@
 Both sides read the same random weights in bfloat16, freeze the vision tower, adapt the same linear
 layers of the language model in float32, and take the same samples through the same collator in as
 many loader workers; images are PNG files that are decoded as they are needed. The sides take turns,
-each in a process of its own, and what the first steps cost is left out. Needs `peft`.
+each in a process of its own, and what the first steps cost, compiling included, is left out. Needs
+`peft`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from automodel_core.bench.environment import environment
@@ -121,6 +123,8 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> None:
 
 def ours(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """A run of `automodel`, by its own log."""
+    import torch
+
     from automodel_core.cli import main
 
     config = {
@@ -139,10 +143,14 @@ def ours(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
             "batch_size": arguments.batch,
             "num_workers": arguments.workers,
             "shuffle": False,
-            "collate_fn": "image_text",
+            "pin_memory": torch.cuda.is_available(),  # as Trainer does
+            "collate_fn": {"_target_": "image_text", "pixel_dtype": "bfloat16"},
         },
         "loss_fn": {"_target_": arguments.loss},
         "optimizer": {"_target_": "torch.optim.AdamW", "lr": LR, "fused": True},
+        # `auto` compiles what runs for long enough to repay it, as these few steps do not; the
+        # first of them, which compile, are left out.
+        "compile": arguments.compile and torch.cuda.is_available(),
         "step_scheduler": {"max_steps": arguments.steps},
         "checkpoint": {"enabled": False, "checkpoint_dir": str(folder / f"run-{time.time_ns()}")},
     }
@@ -159,6 +167,7 @@ def ours(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
         "tokens": sum(step["num_tokens"] for step in counted),
         "peak": counted[-1]["memory_gib"],
         "loss": counted[-1]["loss"],
+        "compiled": config["compile"],
     }
 
 
@@ -227,7 +236,7 @@ def theirs(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     each = int(batch["attention_mask"].sum()) / arguments.batch  # all samples are as long
     return {
         "seconds": times[-1] - times[0],
-        "waited": float("nan"),
+        "waited": None,
         "tokens": each * len(counted),
         "peak": peak_memory_gib(device),
         "loss": last,
@@ -253,11 +262,13 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="gemma3-4b")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--words", type=int, default=200, help="of each answer")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--loss", choices=["masked_ce", "chunked_ce"], default="chunked_ce")
+    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     parser.add_argument("--side", choices=["prepare", *SIDES], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -273,30 +284,60 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Let the sides take turns, and print what each of them reached."""
+    """Let the sides take turns; print what each of them reached, and ours in terms of theirs."""
+    rounds: list[dict[str, dict[str, Any]]] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         in_a_process("prepare", folder)
-        for name, value in environment("torch", "transformers", "peft").items():
+        import torch  # noqa: F401 (names the GPU)
+
+        where = environment("torch", "transformers", "peft")
+        for name, value in where.items():
             print(f"{name}: {value}")
         print(
             f"{arguments.shape}, LoRA of rank {RANK}, bfloat16, vision tower frozen, "
             f"{arguments.batch} samples a step, steps {arguments.warmup + 1} to {arguments.steps}"
         )
-        samples = (arguments.steps - arguments.warmup) * arguments.batch
         for turn in range(arguments.rounds):
+            rounds.append({})
             for side in SIDES:
                 in_a_process(side, folder)
                 found = json.loads((folder / f"{side}.json").read_text())
-                seconds = found["seconds"]
-                waited = found["waited"] / seconds
-                print(
-                    f"round {turn + 1}  {side:6}  {found['tokens'] / seconds:9.0f} tokens/s  "
-                    f"{samples / seconds:7.2f} images/s  {found['peak']:6.2f} GiB  "
-                    f"loss {found['loss']:.4f}"
-                    + (f"  {waited:.1%} waiting for data" if waited == waited else ""),
-                    flush=True,
-                )
+                rounds[-1][side] = rates(found, arguments)
+                print(f"round {turn + 1}  {side:6}  {in_words(rounds[-1][side])}", flush=True)
+    for name, unit in (("tokens_per_second", "tokens/s"), ("peak_gib", "peak memory")):
+        mine, other = (median(each[side][name] for each in rounds) for side in SIDES)
+        print(f"ours / theirs, {unit}: {mine / other:.3f}")
+    if arguments.out is not None:
+        internal = {"side", "folder", "out"}
+        asked = {key: value for key, value in vars(arguments).items() if key not in internal}
+        told = {"environment": where, "arguments": asked, "rounds": rounds}
+        arguments.out.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def rates(found: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a side reached, by the second."""
+    samples, seconds = (arguments.steps - arguments.warmup) * arguments.batch, found["seconds"]
+    return {
+        "tokens_per_second": found["tokens"] / seconds,
+        "images_per_second": samples / seconds,
+        "peak_gib": found["peak"],
+        "loss": found["loss"],
+        "waited": found["waited"] / seconds if found["waited"] is not None else None,
+        "compiled": found.get("compiled", False),
+    }
+
+
+def in_words(reached: dict[str, Any]) -> str:
+    """A line of the figures of one side."""
+    waited = reached["waited"]
+    return (
+        f"{reached['tokens_per_second']:9.0f} tokens/s  "
+        f"{reached['images_per_second']:7.2f} images/s  "
+        f"{reached['peak_gib']:6.2f} GiB  loss {reached['loss']:.4f}"
+        + (f"  {waited:.1%} waiting for data" if waited is not None else "")
+        + ("  compiled" if reached["compiled"] else "")
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tiny models that see, of five families, each with its processor: made offline in a moment."""
+"""Tiny models that see, of six families, each with its processor: made offline in a moment."""
 
 from __future__ import annotations
 
@@ -112,12 +112,26 @@ def llava_next(processor: ProcessorMixin) -> PretrainedConfig:
     )
 
 
+def pixtral(processor: ProcessorMixin) -> PretrainedConfig:
+    return LlavaConfig(
+        text_config={"model_type": "mistral", **language(processor, head_dim=16)},
+        vision_config={
+            **WIDTH, "model_type": "pixtral", "image_size": 28, "patch_size": 7, "head_dim": 16
+        },
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_token_index=processor.image_token_id,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+
+
 CONFIGURATIONS = {
     "gemma3": gemma3,
     "qwen": qwen,
     "llava": llava,
     "idefics3": idefics3,
     "llava_next": llava_next,
+    "pixtral": pixtral,
 }
 
 

@@ -41,6 +41,7 @@ from automodel_core.train.loss_scaling import loss_scaler
 from automodel_core.train.model_loading import load_model
 from automodel_core.train.observed import observed
 from automodel_core.train.packing import check_documents_apart
+from automodel_core.train.packing_trial import check_images_apart
 from automodel_core.train.precision import assert_precision
 from automodel_core.train.prepare import Prepared, check_space, prepare
 from automodel_core.train.quiet import quiet_libraries
@@ -193,6 +194,8 @@ def load(
     )
     if packed:
         check_documents_apart(objective, model)
+        collate = context.targets.bind(config.dataloader.collate_fn, prepared.supplied)
+        check_images_apart(objective, model, prepared.data.dataset, collate)
     run = Run(
         config=config,
         world=world,

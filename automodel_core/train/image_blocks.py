@@ -26,6 +26,15 @@ SEE_BOTH_WAYS = ("gemma3",)
 Visible = Callable[..., torch.Tensor]
 
 
+def looks_elsewhere(config: PretrainedConfig) -> bool:
+    """Whether images see themselves both ways in layers with a window, for which transformers would
+    look at the row's first document alone, and no masks are made for the model here: Gemma 4."""
+    text = config.get_text_config()
+    windowed = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+    both_ways = getattr(text, "use_bidirectional_attention", None) == "vision"
+    return windowed and both_ways and config.model_type not in SEE_BOTH_WAYS
+
+
 @attrs.frozen
 class ImageBlocks:
     """Tells a model what the tokens of packed rows see; see `documents.Teller`.

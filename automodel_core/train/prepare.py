@@ -26,6 +26,7 @@ from automodel_core.train.context import RunContext
 from automodel_core.train.data import TrainingData, ValidationData
 from automodel_core.train.freezing import freeze
 from automodel_core.train.generation import Question, questions_from
+from automodel_core.train.image_blocks import looks_elsewhere
 from automodel_core.train.loggers import Loggers, build_loggers
 from automodel_core.train.one_process import OneProcess
 from automodel_core.train.packed_documents import OfRows
@@ -333,6 +334,13 @@ def check_packing(config: RunConfig, source: ModelSource, world: World) -> None:
         return
     if carries_state(model := source.empty_model()):
         raise leaking(type(model).__name__)
+    if looks_elsewhere(model.config):
+        raise UserError(
+            f"In packed rows the image tokens of {type(model).__name__} would not see each other "
+            "as they do apart: its masks are made for one document.",
+            fix="leave packed_sequence out; dataloader.group_by_length saves padding as well",
+            path=("packed_sequence", "packed_sequence_size"),
+        )
     if world.sizes.cp > 1:
         raise UserError(
             "Packed rows can't be shared by the ranks of a sequence: their chunks would cut "

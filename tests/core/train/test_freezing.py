@@ -67,6 +67,14 @@ FAMILIES = {
         "model.vision_tower",
         "model.multi_modal_projector",
     ),
+    "pixtral": (
+        lambda: transformers.LlavaConfig(
+            text_config=transformers.MistralConfig(**TEXT),
+            vision_config=transformers.PixtralVisionConfig(**VISION),
+        ),
+        "model.vision_tower",
+        "model.multi_modal_projector",
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Tiny processors of five families, with the templates of the real ones and a small tokenizer."""
+"""Tiny processors of six families, with the templates of the real ones and a small tokenizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import transformers
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
-from automodel_core.processors import VideoSettings
+from automodel_core.processors import VideoSettings, pixtral_processor
 from tests.tiny import train_bpe
 
 GEMMA = (
@@ -163,6 +163,18 @@ def llava_next() -> ProcessorMixin:
     )
 
 
+def pixtral() -> ProcessorMixin:
+    """Images of any shape in rows of tokens, each with a token at its end."""
+    tokenizer = tokenizer_of(
+        "[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]",
+        eos="</s>", bos="<s>", template=MISTRAL.replace("<image>\n", "[IMG]"),
+    )  # fmt: skip
+    images = reader("PixtralImageProcessor")(size={"longest_edge": 28}, patch_size=7)
+    return pixtral_processor()(
+        images, tokenizer, patch_size=7, chat_template=tokenizer.chat_template
+    )
+
+
 # What a processor is made by, what stands before answers, and what is learned behind the words.
 FAMILIES: dict[str, tuple[Callable[[], ProcessorMixin], str, str]] = {
     "gemma3": (gemma3, "<start_of_turn>model\n", "<end_of_turn>"),
@@ -170,4 +182,5 @@ FAMILIES: dict[str, tuple[Callable[[], ProcessorMixin], str, str]] = {
     "llava": (llava, "ASSISTANT: ", " "),
     "idefics3": (idefics3, "Assistant: ", "<end_of_utterance>"),
     "llava_next": (llava_next, "[/INST]", "</s>"),
+    "pixtral": (pixtral, "[/INST]", "</s>"),
 }

@@ -1,4 +1,4 @@
-"""What is learned of conversations with images, in five families' formats, read back as text."""
+"""What is learned of conversations with images, in six families' formats, read back as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Five families of models that see: drawn, trained a step, saved, opened in plain transformers."""
+"""Six families of models that see: drawn, trained a step, saved, opened in plain transformers."""
 
 from __future__ import annotations
 

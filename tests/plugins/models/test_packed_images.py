@@ -1,10 +1,15 @@
 """Packed rows of documents with images: what each of them learns apart, with the same gradients."""
 
+import attrs
 import pytest
 import torch
+from transformers import Gemma3Config, Gemma4Config, Gemma4TextConfig
 
+from automodel_core.errors import UserError
+from automodel_core.train.image_blocks import looks_elsewhere
 from automodel_core.train.packed_documents import OfRows
 from automodel_core.train.packing import PackedDataset, check_collated, check_documents_apart
+from automodel_core.train.packing_trial import check_images_apart
 from automodel_core.train.precision import plan_precision
 from automodel_core.train.step import Objective
 from automodel_core.train.world import World
@@ -78,9 +83,40 @@ def test_packed_documents_learn_what_they_learn_apart(family, loss):
         assert off < 1e-5, (name, off)
 
 
-def test_documents_are_seen_to_stay_apart(family):
-    model, _ = family
+def objective_of(model):
     precision = plan_precision(torch.float32, CPU)
-    check_documents_apart(
-        Objective.of(model, model, MaskedCrossEntropy(), precision, CPU, World()), model
-    )
+    return Objective.of(model, model, MaskedCrossEntropy(), precision, CPU, World())
+
+
+def test_documents_and_their_images_are_seen_to_stay_apart(family):
+    model, collate = family
+    check_documents_apart(objective_of(model), model)
+    packed = PackedDataset.plan(SAMPLES, 10_000, seed=0, path=(), collate=collate)
+    check_images_apart(objective_of(model), model, packed, collate.collate)
+
+
+def test_a_model_that_confuses_the_images_of_documents_is_refused_by_name(family):
+    """Told where documents begin by positions alone, as if its family weren't known; and one that
+    fails at the images of two documents."""
+    model, collate = family
+    packed = PackedDataset.plan(SAMPLES, 10_000, seed=0, path=(), collate=collate)
+    objective, name = objective_of(model), type(model).__name__
+
+    def fails(inputs, labels, rows):
+        if (labels[:, : labels.shape[1] // 2] == -100).all():
+            raise ValueError("too many images")
+        return objective.token_losses(inputs, labels, rows)
+
+    broken = attrs.evolve(objective, token_losses=fails)
+    with pytest.raises(UserError, match=f"(?s)packed row {name} can't .* too many images"):
+        check_images_apart(broken, model, packed, collate.collate)
+    if model.config.model_type in ("gemma3", "qwen2_5_vl"):
+        unaware = attrs.evolve(objective, documents=lambda batch, put: {"attention_mask": None})
+        with pytest.raises(UserError, match=name):
+            check_images_apart(unaware, model, packed, collate.collate)
+
+
+def test_gemma_4_is_known_by_its_configuration_and_gemma_3_has_masks():
+    text = Gemma4TextConfig(use_bidirectional_attention="vision")
+    assert looks_elsewhere(Gemma4Config(text_config=text))
+    assert not looks_elsewhere(Gemma3Config())
