@@ -11,6 +11,8 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import suppress
 from itertools import islice
 from threading import Thread
 from typing import Any, TypeVar
@@ -53,21 +55,33 @@ def in_order(items: Iterable[Any], start: Callable[[Any], Work[T]], given: Any) 
 
 
 def by_processes(rest: Iterator[Sequence[Any]], work: Work[T], ready: bytes) -> Iterator[T]:
-    """The same in processes of their own; a chunk that can't be sent there is worked on here."""
+    """The same in processes of their own. A chunk that can't be sent there is worked on here, and
+    so are all if a process is killed, for its memory perhaps."""
     count = min(cpu_count(), MOST)
     # Each process is one core's; and none of them sees a GPU.
     alone = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     pool = ProcessPoolExecutor(count, initializer=_begin, initargs=(ready,), env=alone)
-    under_way: deque[Callable[[], T]] = deque()
+    under_way: deque[tuple[Sequence[Any], Future[T] | None]] = deque()
+
+    def sent(chunk: Sequence[Any]) -> Future[T] | None:
+        packed = pickled(chunk)
+        with suppress(BrokenExecutor):
+            return pool.submit(_work, packed) if packed else None
+
+    def done() -> T:
+        chunk, future = under_way.popleft()
+        with suppress(BrokenExecutor):
+            if future is not None:
+                return future.result()
+        return work(chunk)
+
     try:
         for chunk in rest:
-            sent = pickled(chunk)
-            done = pool.submit(_work, sent).result if sent else lambda chunk=chunk: work(chunk)
-            under_way.append(done)
+            under_way.append((chunk, sent(chunk)))
             if len(under_way) > AHEAD * count:
-                yield under_way.popleft()()
+                yield done()
         while under_way:
-            yield under_way.popleft()()
+            yield done()
     finally:
         pool.shutdown(wait=True, kill_workers=True)
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from operator import methodcaller
 
 import psutil
 import pytest
@@ -104,6 +105,20 @@ def test_how_far_it_is_can_be_heard(data, tokenizer):
         make_text_dataset(str(data / "texts.jsonl"), tokenizer=tokenizer)
     assert heard[-1][0] == "50 rows tokenised"
     assert len(heard) == 8
+
+
+@pytest.mark.slow
+def test_if_a_process_is_killed_nothing_is_lost():
+    def items():
+        for number in range(400):
+            if number == 200:
+                mine = psutil.Process().children(recursive=True)
+                workers_of = [each for each in mine if "popen_loky" in " ".join(each.cmdline())]
+                workers_of[0].kill()
+            yield number
+
+    done = workers.in_order(items(), methodcaller, "copy")
+    assert [each for chunk in done for each in chunk] == list(range(400))
 
 
 ENDLESS = """
