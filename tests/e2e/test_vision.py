@@ -108,6 +108,7 @@ def test_documents_with_images_train_in_packed_rows(models, train):
     assert losses[-1] < losses[0] - 0.1
     steps = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
     assert all(0.6 < step["packing_efficiency"] <= 1 for step in steps)
+    assert all(0 <= step["data_seconds"] <= step["seconds"] for step in steps)
 
 
 @pytest.fixture(scope="module", params=mostly_slow(["gemma3", "qwen"], fast=["qwen"]))

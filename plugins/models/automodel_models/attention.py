@@ -106,11 +106,13 @@ def for_documents(
     attention: Attention, config: PretrainedConfig, model_class: type[PreTrainedModel] | None
 ) -> Attention:
     """What computes attention in rows of several documents, where the YAML leaves it open: flex, if
-    the model can."""
+    the model can, and is one of text alone."""
     can = torch.cuda.is_available() and getattr(model_class, "_supports_flex_attn", False)
     if attention.implementation or not can:  # models without heads can't, either
         return attention
     text = config.get_text_config()
+    if text is not config:  # the vision tower's too, which would compile for each size of images
+        return attention
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if width < FLEX_WIDTH or getattr(text, "attention_dropout", 0.0):  # flex has no dropout
         return attention

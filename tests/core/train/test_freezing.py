@@ -146,6 +146,20 @@ def test_what_a_model_lacks_is_refused_by_name(family):
     assert "freeze_vision_tower" in refused.value.fix
 
 
+def test_the_audio_tower():
+    sound = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma4Config(
+        text_config=TEXT | {"hidden_size_per_layer_input": 0},
+        vision_config=VISION | {"num_key_value_heads": 2, "head_dim": 16},
+        audio_config=sound,
+    )
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    freeze(model, FreezeConfig(freeze_audio_tower=True))
+    expected = {n for n, _ in model.named_parameters() if n.startswith("model.audio_tower")}
+    assert names_frozen(model) == expected != set()
+
+
 def text_model(tied: bool = True) -> transformers.PreTrainedModel:
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(

@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForImageTextToText
 
+from automodel_core.config.schema import FreezeConfig
 from automodel_core.errors import UserError
+from automodel_core.train.freezing import freeze
 from automodel_core.train.one_process import OneProcess
 from automodel_core.train.precision import plan_precision
 from automodel_core.train.step import Objective, accumulate_gradients, evaluate
@@ -36,11 +38,15 @@ def sample(number: int, *, seen: bool = True) -> dict[str, Any]:
     }
 
 
-def losses(name: str, manager: str | None, sightless: tuple[int, ...] = ()) -> list[float]:
+def losses(
+    name: str, manager: str | None, sightless: tuple[int, ...] = (), frozen: str = ""
+) -> list[float]:
     """Of a few steps by the engine's own arithmetic; each rank takes every n-th sample."""
     processor = FAMILIES[name][0]()
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(CONFIGURATIONS[name](processor)).train()
+    if frozen:
+        freeze(model, FreezeConfig(**{frozen: True}))
     if manager is None:
         world = World(OneProcess(), ALONE)
     else:
@@ -50,7 +56,7 @@ def losses(name: str, manager: str | None, sightless: tuple[int, ...] = ()) -> l
     precision = plan_precision(torch.float32, CPU)
     spread = world.manager.parallelize(model, world.mesh, precision)
     whole = Objective.of(model, spread, ChunkedCrossEntropy(), precision, CPU, world)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=3e-3)
     scaler, found = torch.amp.GradScaler("cpu", enabled=False), []
     for step in range(STEPS):
         numbers = [2 * BATCH * step + i for i in range(2 * BATCH)][world.rank :: world.size]
@@ -78,6 +84,14 @@ def refusal(name: str, manager: str, sightless: tuple[int, ...]) -> str:
 def test_two_ranks_follow_one(two_ranks, manager):
     alone = losses("gemma3", None)
     for found in two_ranks.run(losses, "gemma3", manager):
+        assert found == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("manager", ["FSDP2Manager", "DDPManager"])
+def test_two_ranks_follow_one_with_a_frozen_tower(two_ranks, manager):
+    alone = losses("gemma3", None, frozen="freeze_vision_tower")
+    assert alone != losses("gemma3", None)
+    for found in two_ranks.run(losses, "gemma3", manager, (), "freeze_vision_tower"):
         assert found == pytest.approx(alone, rel=1e-5)
 
 

@@ -4,7 +4,13 @@ something else."""
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
-from transformers import BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BloomForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.models.llama import modeling_llama
 
 from automodel_core.config.schema import Compile
@@ -49,6 +55,7 @@ def test_auto_takes_what_measured_fastest_on_hopper_and_says_so(hopper):
     assert for_documents(rows, LlamaConfig(hidden_size=64), LlamaForCausalLM) is rows  # heads of 2
     assert for_documents(rows, LlamaConfig(attention_dropout=0.1), LlamaForCausalLM) is rows
     assert for_documents(rows, WIDE, BloomForCausalLM) is rows  # which transformers has no flex for
+    assert for_documents(rows, Gemma3Config(), Gemma3ForConditionalGeneration) is rows  # sees
     assert for_documents(choose("eager"), WIDE, LlamaForCausalLM).implementation == "eager"
     assert choose(patching=False).kernels == ()
     assert choose("eager").choices == ()
