@@ -19,6 +19,17 @@ made = make_text_dataset("tiny/words", tokenizer=AutoTokenizer.from_pretrained(s
 print(len(made), type(made.samples).__name__)
 """
 
+STREAM = """
+import sys
+from automodel_datasets.text import make_text_dataset
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+made = make_text_dataset("tiny/words", tokenizer=tokenizer, streaming=True)
+portions = list(made.portions(0, 1))
+samples = [portion.samples[i] for portion in portions for i in range(len(portion.samples))]
+print(*(tokenizer.decode(each["input_ids"], skip_special_tokens=True) for each in samples))
+"""
+
 
 @pytest.fixture
 def start(tmp_path, tiny_model):
@@ -27,7 +38,7 @@ def start(tmp_path, tiny_model):
     words.mkdir()
     server = hub_server.start({"tiny/words": words})
 
-    def session(texts=None, offline=False):
+    def session(texts=None, offline=False, program=SESSION):
         if texts is not None:
             lines = "\n".join(json.dumps({"text": text}) for text in texts)
             (words / "train.jsonl").write_text(lines)
@@ -41,7 +52,7 @@ def start(tmp_path, tiny_model):
             "NO_PROXY": "127.0.0.1",
             "AUTOMODEL_TOKEN_CACHE": str(tmp_path / "kept"),
         }
-        command = [sys.executable, "-c", SESSION, str(tiny_model)]
+        command = [sys.executable, "-c", program, str(tiny_model)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         entries = len(list((tmp_path / "kept").glob("*/entry.json")))
@@ -57,3 +68,9 @@ def test_a_version_is_tokenised_once_and_another_anew(start):
     assert start() == ("2", "StoredTexts", 1)
     assert start(offline=True) == ("2", "StoredTexts", 1)
     assert start(["one", "two", "three"]) == ("3", "StoredTexts", 2)
+
+
+@pytest.mark.slow
+def test_a_set_of_the_hub_is_streamed(start, tmp_path):
+    assert start(["one", "two", "three"], program=STREAM) == ("one", "two", "three", 0)
+    assert not list((tmp_path / "home").rglob("*.arrow"))
