@@ -26,7 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from automodel_core.errors import UserError
-from automodel_core.train.run_folder import checkpoints_in, point_to
+from automodel_core.train.run_folder import (
+    REMOVED,
+    UNFINISHED,
+    checkpoints_in,
+    point_to,
+    withdrawn,
+)
 from automodel_core.train.together import Together
 
 FORMAT, MANIFEST = 1, "manifest.json"
@@ -101,7 +107,7 @@ def write_checkpoint(
     Raises:
         UserError: The disk is full or not writable; older checkpoints are untouched.
     """
-    aside, is_main = target.with_name(f".saving-{target.name}"), together.rank == 0
+    aside, is_main = target.with_name(f"{UNFINISHED}{target.name}"), together.rank == 0
 
     def begin() -> None:
         if is_main:
@@ -111,10 +117,12 @@ def write_checkpoint(
     def publish() -> None:
         if is_main:
             seal(aside, manifest)
-            shutil.rmtree(target, ignore_errors=True)
+            before = withdrawn(target) if target.exists() else None
             os.rename(aside, target)
             flush(target.parent)
             point_to(target, "latest")
+            if before is not None:
+                shutil.rmtree(before, ignore_errors=True)
 
     try:
         together.do(begin)
@@ -149,9 +157,10 @@ def disk_trouble(error: BaseException | None) -> str | None:
 
 
 def discard_unfinished(folder: Path) -> None:
-    """Remove what a killed run was still writing."""
-    for aside in folder.glob(".saving-*"):
-        shutil.rmtree(aside, ignore_errors=True)
+    """Remove what a killed run was still writing or removing."""
+    for kind in (UNFINISHED, REMOVED):
+        for aside in folder.glob(f"{kind}*"):
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:

@@ -18,6 +18,8 @@ except ImportError:  # Windows, where only importing must work
     fcntl = None
 
 CHECKPOINT_NAME = re.compile(r"epoch_(\d+)_step_(\d+)")
+# What the names of those begin with that are being written or removed.
+UNFINISHED, REMOVED = ".saving-", ".removing-"
 LOGS = ("training.jsonl", "validation.jsonl", "answers_before.json")
 # In a folder that `--fresh` opened in a launch that may start it again: which launch it was.
 LAUNCH = ".launch"
@@ -238,4 +240,12 @@ def prune(folder: Path, keep_last: int | None) -> None:
     linked = {pointed_to(folder, "latest"), pointed_to(folder, "best")}
     for checkpoint in checkpoints_in(folder.resolve())[:-keep_last]:
         if checkpoint not in linked:
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(withdrawn(checkpoint))
+
+
+def withdrawn(checkpoint: Path) -> Path:
+    """Where a published checkpoint stands from now on, to be removed. First it loses its name, at
+    once: whoever is killed in the middle of removing it leaves nothing that looks like one."""
+    aside = checkpoint.with_name(f"{REMOVED}{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return checkpoint.rename(aside)

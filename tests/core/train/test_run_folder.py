@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from automodel_core.errors import UserError
+from automodel_core.train.checkpoint import discard_unfinished
 from automodel_core.train.run_folder import (
     check_disk_space,
     checkpoints_in,
@@ -64,6 +65,27 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     assert len(checkpoints_in(tmp_path)) == 5
     prune(tmp_path, 2)
     assert checkpoints_in(tmp_path) == [folders[1], folders[3], folders[4]]
+
+
+def test_who_is_killed_while_removing_a_checkpoint_leaves_nothing_that_looks_like_one(
+    tmp_path, monkeypatch
+):
+    folders = [tmp_path / f"epoch_0_step_{step}" for step in (1, 2)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "manifest.json").write_text("{}")
+
+    def killed(path, ignore_errors=False):
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune(tmp_path, 1)
+    assert checkpoints_in(tmp_path) == folders[1:]
+    discard_unfinished(tmp_path)
+    assert list(tmp_path.iterdir()) == folders[1:]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_its_key(tmp_path):

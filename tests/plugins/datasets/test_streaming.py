@@ -4,6 +4,7 @@ import json
 import pickle
 from itertools import chain
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,7 +93,9 @@ def test_a_packed_stream_is_the_set_packed_in_its_order(path):
     options = {"tokenizer": TOKENIZER, "on_bad_row": "skip"}
     by_number = make_squad_dataset(path, **options)
     size = int(3.5 * max(by_number.lengths))
-    packed = PackedDataset(by_number, size, first_fit(by_number.lengths.tolist(), size))
+    rows = first_fit(by_number.lengths.tolist(), size)
+    lengths = np.array([by_number.lengths[row].sum() for row in rows])
+    packed = PackedDataset(by_number, size, rows, lengths)
     stream = make_squad_dataset(path, streaming=True, **options)
     run = Pass(reading(StatefulDataLoader, stream, seed=0), Plan(0, size=size), epoch=0)
     rows = [as_sample(row, packed=True) for row in run.upcoming(100)]
