@@ -17,8 +17,6 @@ from itertools import islice
 from threading import Thread
 from typing import Any, TypeVar
 
-from loky import ProcessPoolExecutor, cpu_count
-
 T = TypeVar("T")
 
 # From some rows to what is made of them.
@@ -47,6 +45,8 @@ def in_order(items: Iterable[Any], start: Callable[[Any], Work[T]], given: Any) 
         yield work(chunk)
         if time.monotonic() - begun > PATIENCE:
             break
+    from loky import cpu_count  # here, where runs on small data never come
+
     ready = pickled((start, given)) if cpu_count() > 1 else None
     if ready is None:
         yield from map(work, rest)
@@ -57,6 +57,8 @@ def in_order(items: Iterable[Any], start: Callable[[Any], Work[T]], given: Any) 
 def by_processes(rest: Iterator[Sequence[Any]], work: Work[T], ready: bytes) -> Iterator[T]:
     """The same in processes of their own. A chunk that can't be sent there is worked on here, and
     so are all if a process is killed, for its memory perhaps."""
+    from loky import ProcessPoolExecutor, cpu_count
+
     count = min(cpu_count(), MOST)
     # Each process is one core's; and none of them sees a GPU.
     alone = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
