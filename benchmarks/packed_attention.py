@@ -1,6 +1,6 @@
 """Attention within documents alone, forward and backward, by all kernels that can do it.
 
-    python benchmarks/packed_attention.py [--ways tiles] [--out FILE.json]
+    python benchmarks/packed_attention.py [--out FILE.json]
 
 Two rows of 4,096 tokens for the 1B shape and one for 8B, bfloat16, filled with documents of 256 to
 4,096 tokens, or of lengths as chats have them; and rows of one document by SDPA's cuDNN kernels,
@@ -32,9 +32,7 @@ from transformers.masking_utils import (
 )
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from cudnn_ragged import attend  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from automodel_core.train.documents import document_blocks, document_bounds  # noqa: E402
 
@@ -108,12 +106,11 @@ def flex_as_transformers(case: Case) -> Callable[[], torch.Tensor]:
     ).transpose(1, 2)
 
 
-def flex(case: Case, **options: Any) -> Callable[[], torch.Tensor]:
+def flex(case: Case) -> Callable[[], torch.Tensor]:
     mask = document_blocks(case.batch, lambda each: each.cuda())["attention_mask"]
     return lambda: compiled_flex(
-        case.query, case.key, case.value,
-        block_mask=mask, enable_gqa=True, kernel_options=options or None,
-    ).transpose(1, 2)  # fmt: skip
+        case.query, case.key, case.value, block_mask=mask, enable_gqa=True
+    ).transpose(1, 2)
 
 
 def varlen(case: Case, repeats: bool = True) -> Callable[[], torch.Tensor]:
@@ -148,17 +145,6 @@ def varlen_grouped(case: Case) -> Callable[[], torch.Tensor]:
     return attend
 
 
-def cudnn_ragged(case: Case) -> Callable[[], torch.Tensor]:
-    bounds = document_bounds(case.batch, lambda each: each.cuda())["cu_seq_lens_q"]
-    scale = case.query.shape[-1] ** -0.5
-
-    def run() -> torch.Tensor:
-        done, _ = attend(*case.behind_each_other(), bounds, LENGTH, scale)
-        return done.view(len(case.positions), LENGTH, *done.shape[1:])
-
-    return run
-
-
 def unpacked(case: Case) -> Callable[[], torch.Tensor]:
     """Another computation: each row is one document."""
     attend = partial(
@@ -176,42 +162,11 @@ def unpacked(case: Case) -> Callable[[], torch.Tensor]:
 WAYS = {
     "flex, masked as by transformers": flex_as_transformers,
     "flex, masked by starts": flex,
-    "flex, each row sees something": partial(flex, ROWS_GUARANTEED_SAFE=True),
-    "flex, queries scaled before": partial(flex, PRESCALE_QK=True),
-    "flex, TMA": partial(flex, USE_TMA=True),
     "varlen": varlen,
     "varlen, without repeating heads": partial(varlen, repeats=False),
     "varlen's kernels alone": varlen_grouped,
     "cuDNN, one document a row": unpacked,
 }
-# PyTorch has these kernels and calls them nowhere; what goes wrong there may end the process.
-UNTRIED = {"flex, masked by starts": flex, "cuDNN, ragged": cudnn_ragged}
-
-
-# Tiles of FlexAttention's kernels: of queries and keys, stages and warps; in the backward pass two
-# pairs of tiles. Forward and backward are compiled apart, so one list serves both.
-FORWARD = [
-    (128, 128, 3, 4), (128, 64, 3, 4), (128, 128, 2, 8), (64, 128, 3, 4), (128, 64, 3, 8),
-    (128, 64, 2, 4), (64, 64, 3, 4),
-]  # fmt: skip
-BACKWARD = [
-    (64, 128, 128, 64, 3, 4), (64, 128, 128, 64, 3, 8), (64, 64, 64, 64, 3, 4),
-    (64, 128, 128, 64, 2, 8), (128, 128, 128, 128, 2, 8), (32, 128, 128, 32, 3, 4),
-    (64, 128, 128, 64, 2, 4),
-]  # fmt: skip
-
-
-def tiled(forward: tuple[int, ...], backward: tuple[int, ...]) -> Way:
-    """FlexAttention with these tiles."""
-    ahead = zip(("BLOCK_M", "BLOCK_N", "num_stages", "num_warps"), forward, strict=True)
-    names = ("BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2", "num_stages", "num_warps")
-    options = {f"fwd_{name}": value for name, value in ahead}
-    options |= {f"bwd_{name}": value for name, value in zip(names, backward, strict=True)}
-    return partial(flex, ROWS_GUARANTEED_SAFE=True, **options)
-
-
-TILES = {f"{a} {b}": tiled(a, b) for a, b in zip(FORWARD, BACKWARD, strict=True)}
-LISTS = {"usual": WAYS, "tiles": TILES, "untried": UNTRIED}
 
 
 def in_float32(case: Case, gradient: torch.Tensor) -> list[torch.Tensor]:
@@ -240,7 +195,7 @@ def timed(run: Callable[[], object]) -> float:
     return start.elapsed_time(end) / CALLS
 
 
-def measure(shape: str, kind: str, ways: dict[str, Way]) -> list[dict[str, Any]]:
+def measure(shape: str, kind: str) -> list[dict[str, Any]]:
     """All ways on one case."""
     case = case_of(shape, kind)
     inputs = (case.query, case.key, case.value)
@@ -248,7 +203,7 @@ def measure(shape: str, kind: str, ways: dict[str, Way]) -> list[dict[str, Any]]
     expected = in_float32(case, gradient)
     ready: dict[str, Callable[[], torch.Tensor]] = {}
     rows = []
-    for name, way in ways.items():
+    for name, way in WAYS.items():
         row = {"shape": shape, "documents": kind, "way": name, "forward": [], "both": []}
         try:
             started = time.perf_counter()
@@ -305,14 +260,13 @@ def making_a_mask(kind: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("packed_attention.json"))
-    parser.add_argument("--ways", choices=LISTS, default="usual")
     options = parser.parse_args()
-    rows, ways = [], LISTS[options.ways]
+    rows = []
     for shape in SHAPES:
         for kind in ("even", "chats"):
-            rows += measure(shape, kind, ways)
+            rows += measure(shape, kind)
             options.out.write_text(json.dumps({"rows": rows}, indent=1))
-            for row in rows[-len(ways) :]:
+            for row in rows[-len(WAYS) :]:
                 head = f"{shape} {kind:6}{row['way']:46}"
                 if "failed" in row:
                     print(head, row["failed"])
@@ -324,8 +278,6 @@ def main() -> None:
                     f"({both * SHAPES[shape][-1]:6.1f} in all layers){off}",
                     flush=True,
                 )
-    if ways is not WAYS:
-        return
     masks = making_a_mask("even")
     options.out.write_text(json.dumps({"rows": rows, "masks_ms": masks}, indent=1))
     for name, spent in masks.items():

@@ -88,16 +88,6 @@ def automodel(case: Case, gate: Gate, **changes: Any) -> None:
             )
 
 
-def automodel_cudnn(case: Case, gate: Gate) -> None:
-    """Ours with cuDNN's kernels in the place of varlen's; see `cudnn_ragged.py`."""
-    from cudnn_ragged import cudnn_attention
-
-    import automodel_models.attention
-
-    automodel_models.attention.varlen_attention = cudnn_attention
-    automodel_varlen(case, gate)
-
-
 def automodel_varlen(case: Case, gate: Gate) -> None:
     """Ours with torch's varlen kernels."""
     model = {
@@ -270,7 +260,6 @@ def race_trainer(kind: type, gate: Gate, rows: Any, **given: Any) -> None:
 CONTESTANTS = {
     "automodel": automodel,
     "automodel varlen": automodel_varlen,
-    "automodel cuDNN": automodel_cudnn,
     "automodel unpacked": automodel_unpacked,
     "by hand": by_hand,
     "torchtitan + compile": torchtitan,

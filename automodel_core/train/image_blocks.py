@@ -53,7 +53,8 @@ class ImageBlocks:
         """`attention_mask` of packed rows by kind of layer; nothing for other rows."""
         if "token_type_ids" not in batch or not is_packed(batch):
             return {}
-        visible = in_documents(batch, put)
+        documents, images = map(put, numbered(batch))
+        visible = within(documents, images)
         window = self.config.sliding_window
         kinds: Mapping[str, Visible] = {
             "full_attention": visible,
@@ -61,18 +62,17 @@ class ImageBlocks:
                 visible(row, head, query, key) & (key > query - window)
             ),
         }
-        shape = batch["input_ids"].shape
-        device = put(batch["labels"][:1, :1]).device
-        masks = {kind: self.mask(each, shape, device) for kind, each in kinds.items()}
+        masks = {kind: self.mask(each, like=documents) for kind, each in kinds.items()}
         return {"attention_mask": masks}
 
-    def mask(self, visible: Visible, shape: torch.Size, device: torch.device) -> torch.Tensor:
-        """As the attention takes it: `[rows, 1, sequence, sequence]`.
+    def mask(self, visible: Visible, *, like: torch.Tensor) -> torch.Tensor:
+        """As the attention takes it, `[rows, 1, sequence, sequence]`; `like` is `[rows, sequence]`,
+        on the device.
 
         Raises:
             UserError: It takes no such masks.
         """
-        rows, length = shape
+        (rows, length), device = like.shape, like.device
         if self.attention == "flex_attention":
             return create_block_mask(visible, rows, None, length, length, device=device)
         if self.attention not in ("sdpa", "eager"):
@@ -91,13 +91,15 @@ class ImageBlocks:
         return torch.zeros_like(seen, dtype=self.dtype).masked_fill(~seen, lowest)
 
 
-def in_documents(batch: Batch, put: Callable[[torch.Tensor], torch.Tensor]) -> Visible:
-    """A token sees, in its document, what is before it and the image that it is of."""
-    starts = batch["position_ids"] == 0
-    documents = put(starts.cumsum(1))
+def numbered(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each token, the number of its document in the row and of its image; 0 is none."""
     image = batch["token_type_ids"] == 1
     begins = image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]
-    images = put(torch.where(image, begins.cumsum(1), 0))
+    return (batch["position_ids"] == 0).cumsum(1), torch.where(image, begins.cumsum(1), 0)
+
+
+def within(documents: torch.Tensor, images: torch.Tensor) -> Visible:
+    """A token sees, in its document, what is before it and the image that it is of."""
 
     def visible(
         row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor

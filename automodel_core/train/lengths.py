@@ -21,13 +21,15 @@ def lengths_of(dataset: Dataset, collate: Collate) -> np.ndarray:
         collate: Makes tokens of samples that are none yet, those with images; each is made once for
             its length.
     """
-    every = range(len(dataset))
-    if "input_ids" not in dataset[0]:
-        return np.fromiter((counted(dataset, i, collate) for i in every), np.int64, len(dataset))
     known = getattr(dataset, "lengths", None)
     if known is not None:
         return np.asarray(known)
-    return np.fromiter((len(dataset[i]["input_ids"]) for i in every), np.int64, len(dataset))
+    every = range(len(dataset))
+    if "input_ids" in dataset[0]:
+        counts = (len(dataset[i]["input_ids"]) for i in every)
+    else:
+        counts = (counted(dataset, i, collate) for i in every)
+    return np.fromiter(counts, np.int64, len(dataset))
 
 
 def counted(dataset: Dataset, index: int, collate: Collate) -> int:

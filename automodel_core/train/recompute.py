@@ -26,16 +26,10 @@ from automodel_core.errors import UserError
 from automodel_core.layers import layer_lists
 
 # What `selective` keeps: the results that are dear to compute. The rest of a layer is element-wise.
-# Operators of plugins belong to it if they give PyTorch a formula of their operations.
-_aten = torch.ops.aten
-KEPT = {
-    _aten.mm.default,
-    _aten.addmm.default,
-    _aten.bmm.default,
-    _aten._scaled_dot_product_flash_attention.default,
-    _aten._scaled_dot_product_efficient_attention.default,
-    _aten._scaled_dot_product_cudnn_attention.default,
-    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+# They are the operators that PyTorch has a formula of operations for, such as products and
+# attention, or is given one by a plugin; and those that it counts otherwise.
+COUNTED_OTHERWISE = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.higher_order.flex_attention,
 }
 
@@ -88,5 +82,8 @@ def _keep_dear_results() -> tuple[Any, Any]:
 
 
 def _whether_to_keep(_: Any, operation: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
-    dear = operation in KEPT or getattr(operation, "_overloadpacket", None) in flop_registry
+    dear = (
+        operation in COUNTED_OTHERWISE
+        or getattr(operation, "_overloadpacket", None) in flop_registry
+    )
     return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE

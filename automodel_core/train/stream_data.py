@@ -61,6 +61,20 @@ def window_of(section: DataLoader) -> int:
     return (section.shuffle_window or WINDOW) if section.shuffle else 1
 
 
+def read_and_dealt(
+    config: RunConfig,
+    targets: Targets,
+    head: Head,
+    supplied: dict[str, Any],
+    section: DataLoader,
+    layout: Layout,
+) -> tuple[Read, Dealer]:
+    """How a stream is read and spread, by the loader and the collator of a section."""
+    read = reading(targets.bind(section.loader, supplied), head.stream, config.rng.seed)
+    packed = config.packed_sequence.packed_sequence_size > 0
+    return read, Dealer(targets.bind(section.collate_fn, supplied), layout, packed)
+
+
 @attrs.define(slots=False)
 class StreamData:
     """The micro-batches of one optimizer step after another, round the stream for as long as asked.
@@ -99,11 +113,11 @@ class StreamData:
         size = config.packed_sequence.packed_sequence_size
         layout = plan_layout(scheduler, section.batch_size, world.data_ranks, world.data_rank)
         endless = scheduler.max_steps is not None and scheduler.num_epochs is None
-        make = targets.bind(section.loader, supplied)
+        read, dealer = read_and_dealt(config, targets, head, supplied, section, layout)
         return cls(
             dataset=head,
-            read=reading(make, head.stream, config.rng.seed),
-            dealer=Dealer(targets.bind(section.collate_fn, supplied), layout, size > 0),
+            read=read,
+            dealer=dealer,
             plan=Plan(config.rng.seed, window_of(section), size),
             epochs=None if endless else scheduler.num_epochs or 1,
             say=say,
@@ -235,11 +249,11 @@ class StreamValidation:
         section = config.validation_dataloader or config.dataloader
         size = config.packed_sequence.packed_sequence_size
         layout = Layout(section.batch_size, 1, world.data_ranks, world.data_rank)
-        make = targets.bind(section.loader, supplied)
+        read, dealer = read_and_dealt(config, targets, head, supplied, section, layout)
         return cls(
             dataset=head,
-            read=reading(make, head.stream, config.rng.seed),
-            dealer=Dealer(targets.bind(section.collate_fn, supplied), layout, size > 0),
+            read=read,
+            dealer=dealer,
             plan=Plan(config.rng.seed, size=size),
             say=say,
         )

@@ -67,12 +67,13 @@ class Making:
         """
         if self.files is None and not self.only_memory and time.monotonic() - self.begun >= WORTH:
             self._begin_files()
-        if self.files is not None:
-            try:
-                return self.files.add(samples)
-            except OSError:  # a full disk, say: it is only a cache
-                self._back_to_memory(self.files.so_far())
-        return self.parts.append(samples)
+        if self.files is None:
+            self.parts.append(samples)
+            return
+        try:
+            self.files.add(samples)
+        except OSError:  # a full disk, say: it is only a cache
+            self._back_to_memory(self.files.so_far(), samples)
 
     def finished(self, notes: Sequence[str]) -> TokenisedDataset:
         """The data set; from now on it is found, if all that was read can be."""

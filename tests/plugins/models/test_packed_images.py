@@ -7,6 +7,7 @@ from transformers import Gemma3Config, Gemma4Config, Gemma4TextConfig
 
 from automodel_core.errors import UserError
 from automodel_core.train.image_blocks import looks_elsewhere
+from automodel_core.train.lengths import lengths_of
 from automodel_core.train.packed_documents import OfRows
 from automodel_core.train.packing import PackedDataset, check_collated, check_documents_apart
 from automodel_core.train.packing_trial import check_images_apart
@@ -72,6 +73,7 @@ def test_packed_documents_learn_what_they_learn_apart(family, loss):
     assert len(packed) < len(SAMPLES)
     check_collated(packed, collate, ())
     rows = [packed[index] for index in range(len(packed))]
+    assert lengths_of(packed, collate).tolist() == packed.lengths.tolist()  # of group_by_length
     assert packed.lengths.tolist() == [int(collate([row])["attention_mask"].sum()) for row in rows]
     apart = loss_and_gradients(model, loss, [collate([each]) for each in SAMPLES])
     together = loss_and_gradients(model, loss, [collate(rows)])
