@@ -157,8 +157,9 @@ def document_blocks(batch: Batch, put: Callable[[torch.Tensor], torch.Tensor]) -
 
 def in_order(chosen: torch.Tensor) -> Iterator[torch.Tensor]:
     """Of blocks that are looked at, boolean `[..., queries, keys]`: how many there are for each
-    block of queries, and which, those first; and the same for each block of keys. int32."""
-    for each in (chosen, chosen.mT):
+    block of queries, and which, those first; and the same for each block of keys. int32, and
+    contiguous, for the kernels read them without asking for strides."""
+    for each in (chosen, chosen.mT.contiguous()):
         yield each.sum(-1, dtype=torch.int32)
         yield each.byte().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
 

@@ -109,6 +109,27 @@ def test_documents_in_a_row_see_only_themselves(register, autocast):
     assert (found - expected).abs().max() < 0.03 * expected.abs().max()
 
 
+def packed_gradients(attention, dtype, settings=None):
+    """Of all weights, of rows that are longer than many of attention's blocks."""
+    model = model_of(attention).to(dtype)
+    batch = packed_batch(100, 300, 24, 512, 88)
+    ready = prepare_micro_batch(batch, torch.device("cuda"), documents=teller(model))
+    with Compilation(settings).layers_of(model, deterministic=False):
+        logits = model(use_cache=False, **ready.inputs).logits.float()
+        torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), ready.labels.flatten(), ignore_index=-100
+        ).backward()
+    return torch.cat([each.grad.float().flatten() for each in model.parameters()])
+
+
+@pytest.mark.parametrize("settings", [None, Compile()], ids=["plain", "compiled"])
+@pytest.mark.parametrize("register", [register_flex, register_varlen])
+def test_gradients_of_packed_rows_are_those_of_a_dense_mask(register, settings):
+    expected = packed_gradients("eager", torch.float32)
+    found = packed_gradients(register(), torch.bfloat16, settings)
+    assert (found - expected).norm() < 0.03 * expected.norm()
+
+
 def packed_training(attention, settings):
     """Losses over rows of ever other documents, and what compiling cost. Compiled, a step is asked
     for nothing that the host would wait for once everything is set up."""

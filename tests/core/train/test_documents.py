@@ -75,6 +75,7 @@ def test_blocks_are_those_that_all_pairs_of_tokens_give(rows):
         assert found == of_a_kind(getattr(whole, counts), getattr(whole, order)), name
         assert getattr(mask, order).shape == getattr(whole, order).shape
         assert getattr(mask, order).dtype == torch.int32
+        assert getattr(mask, order).is_contiguous(), "FlexAttention's kernels take it for granted"
     row, query, key = torch.meshgrid(
         torch.arange(len(rows)), torch.arange(LENGTH), torch.arange(LENGTH), indexing="ij"
     )
