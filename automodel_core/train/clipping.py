@@ -44,4 +44,4 @@ def clipped_update(
     try:
         yield
     finally:
-        vars(optimizer).pop("grad_scale", None)  # GradScaler.step has deleted it
+        vars(optimizer).pop("grad_scale", None)  # which GradScaler.step deletes as well
