@@ -13,7 +13,7 @@ def squared_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """The sum of the squares of all elements, in float32 whatever their dtype: a scalar on their
     device. bfloat16 would leave it two digits."""
     norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
-    return torch.stack([norm.square() for norm in norms]).sum()
+    return torch.stack(norms).square().sum()
 
 
 @torch.no_grad()

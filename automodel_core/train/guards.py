@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from automodel_core.config.schema import GuardSettings
 from automodel_core.errors import GuardStop
 from automodel_core.protocols import Adapter
+from automodel_core.train.clipping import scales_gradients
 from automodel_core.train.metrics import StepMetrics
 from automodel_core.train.order import Layout
 
@@ -137,10 +138,10 @@ def step_if_finite(optimizer: torch.optim.Optimizer, grad_norm: torch.Tensor) ->
     host must wait for the gradient's norm.
     """
     finite = torch.isfinite(grad_norm)
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
+    if scales_gradients(optimizer):
+        optimizer.found_inf = (~finite).float()
         optimizer.step()
-        del optimizer.grad_scale, optimizer.found_inf
+        del optimizer.found_inf
     elif finite:
         optimizer.step()
 

@@ -9,6 +9,7 @@ import attrs
 import torch
 
 from automodel_core.randomness import remember_randomness
+from automodel_core.train.clipping import clipped_update, scales_gradients
 from automodel_core.train.due import save_due, validation_due, validation_owed
 from automodel_core.train.guards import ADAPTER_STEP
 from automodel_core.train.readings import LATE, Reading, StepClock, to_host
@@ -80,7 +81,8 @@ def optimizer_step(run: Run, stop: StopRequest) -> Reading:
         run.optimizer.zero_grad(set_to_none=True)
         restore_randomness()
         raise
-    run.guards.take_step(run.step + 1, grad_norm, run.optimizer, run.scaler)
+    with clipped_update(run.optimizer, grad_norm, run.config.clip_grad_norm):
+        run.guards.take_step(run.step + 1, grad_norm, run.optimizer, run.scaler)
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
     run.data.advance()
@@ -90,7 +92,7 @@ def optimizer_step(run: Run, stop: StopRequest) -> Reading:
 
 
 def gradients(run: Run, stop: StopRequest) -> tuple[Reading, torch.Tensor]:
-    """Fetch a whole step's micro-batches, forward and backward, and clip.
+    """Fetch a whole step's micro-batches, forward and backward, and clip unless the update does.
 
     Returns:
         What was measured, and the norm of the gradients before clipping, on the device.
@@ -165,6 +167,8 @@ def set_learning_rates(run: Run) -> list[float]:
 
 
 def clip_gradients(run: Run) -> torch.Tensor:
-    """Unscale, measure the norm of all gradients together, and clip it if the YAML says so."""
+    """Unscale, measure the norm of all gradients together, and clip it if the YAML says so and the
+    update doesn't."""
     run.scaler.unscale_(run.optimizer)
-    return run.world.manager.clip(run.model.parameters(), run.config.clip_grad_norm)
+    max_norm = None if scales_gradients(run.optimizer) else run.config.clip_grad_norm
+    return run.world.manager.clip(run.model.parameters(), max_norm)

@@ -313,6 +313,17 @@ def test_clip_grad_norm(automodel):
     assert start == pytest.approx(end, rel=0.2), "steps of length 1e-3 hardly move the model"
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_clip_grad_norm_is_the_same_in_a_fused_update(automodel, name):
+    section = {"_target_": name, "lr": 0.1 if name == "sgd" else 1e-3}
+    plain = automodel({"clip_grad_norm": 0.1, "optimizer": section})
+    fused = automodel({"clip_grad_norm": 0.1, "optimizer": {**section, "fused": True}}, folder="f")
+    assert fused.losses == pytest.approx(plain.losses, rel=1e-5)
+    norms = [[step["grad_norm"] for step in run.steps] for run in (plain, fused)]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    assert min(norms[0]) > 0.1, "all steps are clipped"
+
+
 # distributed, dist_env, rng
 
 

@@ -93,6 +93,14 @@ def test_stopped_and_resumed_is_bitwise_the_unbroken_run(
     assert_same_run(resumed, unbroken)
 
 
+def test_so_it_is_where_a_fused_update_clips_gradients(run):
+    fused = {"optimizer": {"fused": True}}
+    whole = run(fused, folder="whole")
+    with after_step(6, terminate):
+        assert run(fused).code == 75
+    assert_same_run(run(fused), whole)
+
+
 @pytest.mark.parametrize("async_save", [False, True])
 def test_crashed_and_resumed_is_bitwise_the_unbroken_run(run, unbroken, async_save):
     """What was logged after the last checkpoint is done again, and logged once."""

@@ -102,6 +102,16 @@ def test_float16_with_one_loss_scale(automodel, torchrun, layout):
 
 
 @pytest.mark.parametrize("layout", ["ddp", "fsdp2"])
+def test_sgd(automodel, torchrun, layout):
+    changes = {**STEPS, "model": {"torch_dtype": "float32"}}
+    changes["optimizer"] = {"_target_": "sgd", "lr": 0.1}
+    one = automodel(changes, folder="one")
+    two = torchrun({**changes, "distributed": LAYOUTS[layout]})
+    assert two.code == 0, two.out[-4000:]
+    assert two.losses == pytest.approx(one.losses, rel=CLOSE["float32"])
+
+
+@pytest.mark.parametrize("layout", ["ddp", "fsdp2"])
 def test_stopped_and_resumed(torchrun, layout):
     changes = {**STEPS, "distributed": LAYOUTS[layout], "deterministic": True}
     part = {**changes, "step_scheduler": {**STEPS["step_scheduler"], "max_steps": 7}}

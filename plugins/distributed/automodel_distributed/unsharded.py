@@ -40,8 +40,9 @@ def sum_gradients(parameters: Sequence[nn.Parameter], groups: Groups) -> None:
         for group in summed_over:
             dist.all_reduce(message, group=group)
         parts = message.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        torch._foreach_copy_(
+            gradients, [part.view_as(each) for each, part in zip(gradients, parts, strict=True)]
+        )
 
 
 def _taken_apart(parameter: nn.Parameter) -> tuple[torch.Tensor, Groups]:

@@ -1,5 +1,7 @@
 """float16's loss scale: one for all ranks, who take a step together or leave it out together."""
 
+from functools import partial
+
 import attrs
 import pytest
 import torch
@@ -14,6 +16,7 @@ from tests.plugins.distributed.training import (
     Case,
     build_mesh,
     build_model,
+    clip_and_update,
     loss_sum,
     micro_batch,
     optimizer_for,
@@ -46,7 +49,7 @@ def poison(model):
 def scaled_alone(case):
     """The referee: PyTorch's own scaler in one process."""
     model, scaler = build_model(case), torch.amp.GradScaler("cpu", **SCALER)
-    optimizer = optimizer_for(model)
+    optimizer = optimizer_for(case, model)
     losses, norms, scales = [], [], []
     for step in range(case.steps):
         inputs, labels = micro_batch(case, step, 0)
@@ -73,7 +76,7 @@ def scaled_spread(case, way, options, compute=torch.float32, settings=SCALER, at
     spread = manager.parallelize(model, mesh, plan)
     shards = mesh["dp_replicate"].size() * mesh["dp_shard"].size()
     rank = dist.get_rank() if shards > 1 else 0
-    optimizer, scaler = optimizer_for(model), AgreedScaler("cpu", **settings)
+    optimizer, scaler = optimizer_for(case, model), AgreedScaler("cpu", **settings)
     losses, norms, scales = [], [], []
     for step in range(case.steps):
         inputs, labels = micro_batch(case, step, 0)
@@ -85,9 +88,12 @@ def scaled_spread(case, way, options, compute=torch.float32, settings=SCALER, at
         if step in at and dist.get_rank() == 0:
             poison(model)
         scaler.unscale_(optimizer)
-        norms.append(manager.clip(model.parameters(), case.max_norm).item())
         losses.append(summed(loss.detach(), mesh))
-        scaler.step(optimizer)
+        norms.append(
+            clip_and_update(
+                manager, model, optimizer, case.max_norm, partial(scaler.step, optimizer)
+            )
+        )
         scaler.update()
         optimizer.zero_grad()
         scales.append(scaler.get_scale())
@@ -99,12 +105,14 @@ def scaled_spread(case, way, options, compute=torch.float32, settings=SCALER, at
     [("DDPManager", {}), ("FSDP2Manager", {}), ("FSDP2Manager", {"tp_size": 2})],
     ids=["ddp", "fsdp2", "tp"],
 )
+@pytest.mark.parametrize("fused", [False, True], ids=["", "fused"])
 def test_what_one_rank_alone_finds_is_left_out_by_all_and_the_rest_follows_one_process(
-    two_ranks, way, options
+    two_ranks, way, options, fused
 ):
-    alone = scaled_alone(CASE)
+    case = attrs.evolve(CASE, fused_update=fused)
+    alone = scaled_alone(case)
     assert alone.scales[OVERFLOWS] == alone.scales[OVERFLOWS - 1] / 2 < max(alone.scales)
-    for rank in two_ranks.run(scaled_spread, CASE, way, options):
+    for rank in two_ranks.run(scaled_spread, case, way, options):
         assert rank.scales == alone.scales
         assert rank.losses == pytest.approx(alone.losses, rel=1e-5)
         finite = [step for step in range(CASE.steps) if step != OVERFLOWS]

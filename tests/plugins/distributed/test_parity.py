@@ -82,6 +82,23 @@ def test_the_options_of_fsdp2_change_no_number(two_ranks, way, case):
     assert_same(two_ranks.run(train_spread, CASES[case], *WAYS_ON_TWO[way]), alone(case))
 
 
+@pytest.mark.parametrize(
+    ("way", "case"),
+    [
+        (DDP, "lora"),
+        (FSDP2, "full"),
+        (FSDP2, "frozen embeddings"),
+        (WAYS_ON_TWO["copies"], "tied"),
+        (WAYS_ON_TWO["offload"], "lora"),
+        (("FSDP2Manager", {"tp_size": 2, "sequence_parallel": True}), "full"),
+    ],
+)
+def test_an_update_that_clips_gradients_itself_changes_no_number(two_ranks, way, case):
+    """The referee clips with torch.nn.utils.clip_grad_norm_ and then takes the same fused step."""
+    fused = attrs.evolve(CASES[case], max_norm=0.02, fused_update=True)
+    assert_same(two_ranks.run(train_spread, fused, *way), train_alone(fused))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("way", WAYS_ON_FOUR)

@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from automodel_core.config.schema import Compile, EveryLayer
 from automodel_core.protocols import IGNORE_INDEX, Batch, Sizes
+from automodel_core.train.build import by_mesh
+from automodel_core.train.clipping import clipped_update, scales_gradients
 from automodel_core.train.compiling import Compilation
 from automodel_core.train.head import split_head
 from automodel_core.train.precision import PrecisionPlan
@@ -65,6 +67,7 @@ class Case:
         rows: Samples of a micro-batch, over all ranks.
         recompute: `activation_checkpointing`, on many ranks.
         compiled: Whether layers are compiled, on many ranks.
+        fused_update: Whether the optimizer is fused, and then clips gradients as it reads them.
     """
 
     family: str = "Llama"
@@ -81,6 +84,7 @@ class Case:
     rows: int = 4
     recompute: str | EveryLayer | None = None
     compiled: bool = False
+    fused_update: bool = False
 
 
 @attrs.frozen
@@ -134,14 +138,31 @@ def loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     )
 
 
-def optimizer_for(model: torch.nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+def optimizer_for(case: Case, model: torch.nn.Module) -> torch.optim.Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = by_mesh([{"params": trained}])
+    return torch.optim.AdamW(groups, lr=3e-3, fused=case.fused_update)
+
+
+def clip_and_update(
+    manager: Any,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    max_norm: float | None,
+    update: Callable[[], Any],
+) -> float:
+    """The norm of the gradients, which the optimizer clips if it can."""
+    before = None if scales_gradients(optimizer) else max_norm
+    norm = manager.clip(model.parameters(), before)
+    with clipped_update(optimizer, norm, max_norm):
+        update()
+    return norm.item()
 
 
 def train_alone(case: Case) -> Trained:
     """The referee: transformers and PyTorch, nothing of the managers'."""
     model = build_model(case)
-    optimizer = optimizer_for(model)
+    optimizer = optimizer_for(case, model)
     losses, norms = [], []
     for step in range(case.steps):
         batches = [micro_batch(case, step, index) for index in range(case.accumulate)]
@@ -189,7 +210,7 @@ def train_spread(case: Case, manager: str, options: dict[str, Any]) -> Trained:
     rank = mesh["dp_replicate"].get_local_rank() * mesh["dp_shard"].size()
     rank += mesh["dp_shard"].get_local_rank()
 
-    optimizer = optimizer_for(model)
+    optimizer = optimizer_for(case, model)
     losses, norms = [], []
     compilation = Compilation(Compile(backend="aot_eager") if case.compiled else None)
     with compilation.layers_of(model, deterministic=False):
@@ -202,9 +223,8 @@ def train_spread(case: Case, manager: str, options: dict[str, Any]) -> Trained:
                     loss = losses_of(inputs[rank::ranks], labels[rank::ranks]) / tokens
                     (loss * manager.gradient_divisor(mesh)).backward()
                 total += loss.detach()
-            norms.append(manager.clip(model.parameters(), case.max_norm).item())
             losses.append(summed(total, mesh))
-            optimizer.step()
+            norms.append(clip_and_update(manager, model, optimizer, case.max_norm, optimizer.step))
             optimizer.zero_grad()
         with torch.no_grad():
             inputs, labels = micro_batch(case, 0, 0)
