@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -26,8 +26,11 @@ from transformers import PreTrainedModel
 
 from automodel_core.layers import layer_lists
 from automodel_core.protocols import Precision
+from automodel_distributed.gather_in_place import gather_in_place
 
 T = TypeVar("T")
+# Layers that take no more than this part of a device's memory stay gathered between the passes.
+KEPT = 1 / 32
 
 
 def shard(
@@ -36,7 +39,7 @@ def shard(
     precision: Precision,
     *,
     replicated: Sequence[nn.Parameter],
-    reshard_after_forward: bool | int | None,
+    reshard_after_forward: bool | Literal["auto"],
     cpu_offload: bool,
 ) -> None:
     """Make a model an FSDPModule, in place.
@@ -49,7 +52,7 @@ def shard(
         precision: Layers are gathered in its `compute`.
         replicated: Parameters to leave alone.
         reshard_after_forward: Whether layers are freed after the forward pass and gathered again
-            in the backward pass; a number frees all but a part of that many ranks; None frees.
+            in the backward pass; "auto" frees those that take more than KEPT of a GPU's memory.
         cpu_offload: Parameters, gradients and optimizer state stay in the host's memory.
     """
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
@@ -60,6 +63,8 @@ def shard(
         "ignored_params": set(replicated),
     }
     stacks = layer_lists(model)
+    if reshard_after_forward == "auto":
+        reshard_after_forward = cpu_offload or not are_small(stacks, precision.compute, mesh)
     for layer in (layer for layers in stacks for layer in layers):
         fully_shard(layer, reshard_after_forward=reshard_after_forward, **options)
     # Never freed between the passes: the head's backward comes right after its forward.
@@ -68,7 +73,17 @@ def shard(
     for module in fsdp_modules(model):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+        gather_in_place(module)
     model.register_forward_hook(_free_after_evaluation)
+
+
+def are_small(stacks: Sequence[Sequence[nn.Module]], dtype: torch.dtype, mesh: DeviceMesh) -> bool:
+    """Whether a GPU can well keep all layers whole, in this dtype."""
+    if mesh.device_type != "cuda":
+        return False
+    parameters = [each for layers in stacks for layer in layers for each in layer.parameters()]
+    taken = sum(each.numel() for each in parameters) * dtype.itemsize
+    return taken <= KEPT * torch.cuda.get_device_properties().total_memory
 
 
 def fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:

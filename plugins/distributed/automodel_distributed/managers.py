@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import attrs
 import torch
@@ -88,7 +88,8 @@ class FSDP2Manager:
         tp_plan: How linear layers are cut for tensor parallelism, `{pattern: colwise | rowwise}`;
             patterns match whole dotted names. Left out, the plan for the model's kind is used.
         reshard_after_forward: Free each layer after its forward pass and gather it again in the
-            backward pass; false needs more memory and sends less.
+            backward pass; false needs more memory and sends less. auto is false where the layers
+            take less than 1/32 of a GPU's memory.
         cpu_offload: Keep parameters, gradients and optimizer state in the host's memory.
     """
 
@@ -98,7 +99,7 @@ class FSDP2Manager:
     cp_size: int = 1
     sequence_parallel: bool = False
     tp_plan: dict[str, str] | None = None
-    reshard_after_forward: bool = True
+    reshard_after_forward: bool | Literal["auto"] = "auto"
     cpu_offload: bool = False
 
     before_weights: ClassVar[bool] = True
