@@ -163,10 +163,15 @@ def varlen_grouped(case: Case) -> Callable[[], torch.Tensor]:
     return attend
 
 
-def cudnn_ragged(case: Case, function: type[torch.autograd.Function]) -> Callable[[], torch.Tensor]:
-    """As `varlen_grouped`, by cuDNN's kernels."""
+def cudnn_ragged(
+    case: Case, function: type[torch.autograd.Function], longest: bool = True
+) -> Callable[[], torch.Tensor]:
+    """As `varlen_grouped`, by cuDNN's kernels: told how long documents are at most, or that they
+    may be as long as a row."""
     told = document_bounds(case.batch, lambda each: each.to(DEVICE))
     bounds = Documents.of(told["cu_seq_lens_q"])
+    if not longest:
+        bounds = attrs.evolve(bounds, longest=LENGTH)
 
     def attend() -> torch.Tensor:
         done = function.apply(*case.behind_each_other(), bounds)
@@ -208,6 +213,9 @@ WAYS = {
 }
 APART: dict[str, Way] = {
     "cuDNN's graphs of ragged rows": partial(cudnn_ragged, function=RaggedByGraphs),
+    "cuDNN's graphs, told no longest document": partial(
+        cudnn_ragged, function=RaggedByGraphs, longest=False
+    ),
     "cuDNN's ragged rows by PyTorch": partial(cudnn_ragged, function=RaggedByPyTorch),
 }
 
