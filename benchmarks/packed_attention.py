@@ -1,7 +1,8 @@
 """Attention within documents alone, forward and backward, by all kernels that can do it.
 
     python benchmarks/packed_attention.py [--out FILE.json]   # on a GPU, about five minutes
-    python benchmarks/packed_attention.py --tune              # FlexAttention's tiles, three minutes
+    python benchmarks/packed_attention.py --tune              # cuDNN's graphs, then FlexAttention's
+                                                              # tiles: three minutes
     python benchmarks/packed_attention.py --smoke             # tiny, for a CPU: whether it runs
 
 Two rows of 4,096 tokens for the 1B shape and one for 8B, bfloat16, filled with documents of 256 to
@@ -17,6 +18,7 @@ after each case. cuDNN's graphs need the package nvidia-cudnn-frontend.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -54,8 +56,8 @@ SHAPES = {"1b": (32, 8, 64, 2, 16), "8b": (32, 8, 128, 1, 32)}
 KINDS = ("even", "chats")
 LENGTH, CALLS, ROUNDS = 4096, 5, 5
 DEVICE = "cuda"
-# Seconds for all cases of one way in a process of its own.
-PATIENCE = 150
+# Seconds for all cases of ways in a process of their own.
+PATIENCE = 75
 # Makes masks, and gives what computes attention.
 Way = Callable[["Case"], Callable[[], torch.Tensor]]
 
@@ -164,14 +166,11 @@ def varlen_grouped(case: Case) -> Callable[[], torch.Tensor]:
 
 
 def cudnn_ragged(
-    case: Case, function: type[torch.autograd.Function], longest: bool = True
+    case: Case, function: type[torch.autograd.Function], planned: Callable[..., Documents]
 ) -> Callable[[], torch.Tensor]:
-    """As `varlen_grouped`, by cuDNN's kernels: told how long documents are at most, or that they
-    may be as long as a row."""
+    """As `varlen_grouped`, by cuDNN's kernels, for the documents that plans are made for."""
     told = document_bounds(case.batch, lambda each: each.to(DEVICE))
-    bounds = Documents.of(told["cu_seq_lens_q"])
-    if not longest:
-        bounds = attrs.evolve(bounds, longest=LENGTH)
+    bounds = planned(told["cu_seq_lens_q"])
 
     def attend() -> torch.Tensor:
         done = function.apply(*case.behind_each_other(), bounds)
@@ -211,12 +210,27 @@ WAYS = {
     "SDPA with a mask": masked,
     "cuDNN, one document a row": unpacked,
 }
-APART: dict[str, Way] = {
-    "cuDNN's graphs of ragged rows": partial(cudnn_ragged, function=RaggedByGraphs),
-    "cuDNN's graphs, told no longest document": partial(
-        cudnn_ragged, function=RaggedByGraphs, longest=False
-    ),
-    "cuDNN's ragged rows by PyTorch": partial(cudnn_ragged, function=RaggedByPyTorch),
+
+
+def as_long_as_rows(bounds: torch.Tensor) -> Documents:
+    """What serves all rows, of whatever documents."""
+    return attrs.evolve(Documents.rounded(bounds), longest=LENGTH)
+
+
+# Together in a process of their own, the one least likely to end it first.
+by_graphs = partial(cudnn_ragged, function=RaggedByGraphs)
+APART: dict[str, dict[str, Way]] = {
+    "graphs": {
+        "cuDNN, one document a row": unpacked,
+        "cuDNN's graphs, by number of documents": partial(by_graphs, planned=Documents.counted),
+        "cuDNN's graphs, numbers rounded up": partial(by_graphs, planned=Documents.rounded),
+        "cuDNN's graphs, as long as rows": partial(by_graphs, planned=as_long_as_rows),
+    },
+    "pytorch": {
+        "cuDNN's ragged rows by PyTorch": partial(
+            cudnn_ragged, function=RaggedByPyTorch, planned=Documents.counted
+        ),
+    },
 }
 
 
@@ -303,7 +317,7 @@ def measure(shape: str, kind: str, ways: dict[str, Way]) -> list[dict[str, Any]]
             row["difference"] = None if way is unpacked else difference(found, expected)
             ready[name] = attend, both
         except Exception as problem:  # a kernel that isn't there is a row of the table
-            row["failed"] = f"{type(problem).__name__}: {problem}"[:300]
+            row["failed"] = f"{type(problem).__name__}: {problem}"[:500]
         rows.append(row)
     for _ in range(ROUNDS):
         for row in rows:
@@ -317,11 +331,11 @@ def measure(shape: str, kind: str, ways: dict[str, Way]) -> list[dict[str, Any]]
     return rows
 
 
-def measure_apart(name: str) -> list[dict[str, Any]]:
-    """One way on all cases, in a process of its own, whose end ends nothing else."""
+def measure_apart(group: str) -> list[dict[str, Any]]:
+    """Ways on all cases, in a process of their own, whose end ends nothing else."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.json")
-        command = [sys.executable, __file__, "--apart", name, "--out", str(file)]
+        command = [sys.executable, __file__, "--apart", group, "--out", str(file)]
         command += ["--smoke"] * (DEVICE == "cpu")
         try:
             ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
@@ -329,8 +343,8 @@ def measure_apart(name: str) -> list[dict[str, Any]]:
         except subprocess.TimeoutExpired:
             why = f"its process took over {PATIENCE} s"
         rows = json.loads(file.read_text())["rows"] if file.exists() else []
-    if len(rows) < len(SHAPES) * len(KINDS):
-        rows.append({"shape": "-", "documents": "others", "way": name, "failed": why})
+    if len(rows) < len(SHAPES) * len(KINDS) * len(APART[group]):
+        rows.append({"shape": "-", "documents": "others", "way": group, "failed": why})
     return rows
 
 
@@ -419,14 +433,16 @@ def shown(row: dict[str, Any]) -> str:
 def measured(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     """What was asked for, a case at a time."""
     if options.tune:
+        yield measure_apart("graphs")
         yield from tuned()
         return
-    ways = {options.apart: APART[options.apart]} if options.apart else WAYS
-    for shape in SHAPES:
-        for kind in KINDS:
-            yield measure(shape, kind, ways)
-    if not options.apart:
-        yield from map(measure_apart, APART)
+    cases = list(itertools.product(SHAPES, KINDS))
+    if options.apart:  # one by one, so that what is known is written before the next begins
+        for name, way in APART[options.apart].items():
+            yield from (measure(shape, kind, {name: way}) for shape, kind in cases)
+        return
+    yield from (measure(shape, kind, WAYS) for shape, kind in cases)
+    yield from map(measure_apart, APART)
 
 
 def be_small() -> None:
@@ -440,9 +456,11 @@ def be_small() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("packed_attention.json"))
-    parser.add_argument("--tune", action="store_true", help="FlexAttention's tiles alone")
+    parser.add_argument(
+        "--tune", action="store_true", help="cuDNN's graphs and FlexAttention's tiles alone"
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on a CPU")
-    parser.add_argument("--apart", choices=APART, help="this way alone, in this process")
+    parser.add_argument("--apart", choices=APART, help="these ways alone, in this process")
     options = parser.parse_args()
     if options.smoke:
         be_small()

@@ -32,12 +32,16 @@ class Documents:
     longest: int
 
     @classmethod
-    def of(cls, bounds: torch.Tensor) -> Documents:
-        """From `[documents + 1]`, where they begin and the last one ends."""
-        count, longest = len(bounds) - 1, int(bounds.diff().max())
+    def counted(cls, bounds: torch.Tensor) -> Documents:
+        """As many as there are, from `[documents + 1]`: where they begin and the last one ends."""
+        return cls(bounds.to(torch.int32), power_of_two(int(bounds.diff().max())))
+
+    @classmethod
+    def rounded(cls, bounds: torch.Tensor) -> Documents:
+        """Some of no length behind them, so that few plans serve all numbers."""
+        count = len(bounds) - 1
         missing = max(FEWEST_DOCUMENTS, power_of_two(count)) - count
-        filled = torch.cat([bounds, bounds[-1:].expand(missing)])
-        return cls(filled.to(torch.int32), power_of_two(longest))
+        return cls.counted(torch.cat([bounds, bounds[-1:].expand(missing)]))
 
 
 def power_of_two(number: int) -> int:
