@@ -1,21 +1,33 @@
 """Attention within documents alone, forward and backward, by all kernels that can do it.
 
-    python benchmarks/packed_attention.py [--out FILE.json]
+    python benchmarks/packed_attention.py [--out FILE.json]   # on a GPU, about five minutes
+    python benchmarks/packed_attention.py --tune              # cuDNN's graphs, then FlexAttention's
+                                                              # tiles: three minutes
+    python benchmarks/packed_attention.py --smoke             # tiny, for a CPU: whether it runs
 
 Two rows of 4,096 tokens for the 1B shape and one for 8B, bfloat16, filled with documents of 256 to
 4,096 tokens, or of lengths as chats have them; and rows of one document by SDPA's cuDNN kernels,
 for what packing could gain. Rounds are interleaved. Results and gradients are compared with
-attention in float32. Masks are made before; what making one takes is told apart. Needs a GPU.
+attention in float32. Masks are made before; what making one takes is told apart.
+
+Ways that might end the process (APART) run in one of their own, behind the others. Beside what a
+call takes stands what its kernels take: more is waiting for the host. What is known is written
+after each case. cuDNN's graphs need the package nvidia-cudnn-frontend.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,13 +44,20 @@ from transformers.masking_utils import (
 )
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from packed_cudnn import Documents, RaggedByGraphs, RaggedByPyTorch  # noqa: E402
+
+from automodel_core.train import documents  # noqa: E402
 from automodel_core.train.documents import document_blocks, document_bounds  # noqa: E402
 
 # Heads, of which keys and values have fewer; width; rows of a step; layers of the model.
 SHAPES = {"1b": (32, 8, 64, 2, 16), "8b": (32, 8, 128, 1, 32)}
+KINDS = ("even", "chats")
 LENGTH, CALLS, ROUNDS = 4096, 5, 5
+DEVICE = "cuda"
+# Seconds for all cases of ways in a process of their own.
+PATIENCE = 75
 # Makes masks, and gives what computes attention.
 Way = Callable[["Case"], Callable[[], torch.Tensor]]
 
@@ -84,12 +103,12 @@ def case_of(shape: str, kind: str) -> Case:
     heads, kv_heads, width, rows, _ = SHAPES[shape]
     torch.manual_seed(0)
     tensors = [
-        torch.randn(rows, LENGTH, count, width, device="cuda", dtype=torch.bfloat16)
+        torch.randn(rows, LENGTH, count, width, device=DEVICE, dtype=torch.bfloat16)
         .transpose(1, 2)
         .requires_grad_()
         for count in (heads, kv_heads, kv_heads)
     ]
-    return Case(*tensors, positions_of(kind, rows).cuda())
+    return Case(*tensors, positions_of(kind, rows).to(DEVICE))
 
 
 torch._dynamo.config.recompile_limit = 64  # a graph for each shape and way
@@ -100,16 +119,17 @@ def flex_as_transformers(case: Case) -> Callable[[], torch.Tensor]:
     documents = (case.positions == 0).cumsum(1)
     visible = and_masks(causal_mask_function, packed_sequence_mask_function(documents))
     rows = len(case.positions)
-    mask = create_block_mask(visible, rows, None, LENGTH, LENGTH, device="cuda", _compile=True)
+    mask = create_block_mask(visible, rows, None, LENGTH, LENGTH, device=DEVICE, _compile=True)
     return lambda: compiled_flex(
         case.query, case.key, case.value, block_mask=mask, enable_gqa=True
     ).transpose(1, 2)
 
 
-def flex(case: Case) -> Callable[[], torch.Tensor]:
-    mask = document_blocks(case.batch, lambda each: each.cuda())["attention_mask"]
+def flex(case: Case, **options: Any) -> Callable[[], torch.Tensor]:
+    """With FlexAttention's `kernel_options`."""
+    mask = document_blocks(case.batch, lambda each: each.to(DEVICE))["attention_mask"]
     return lambda: compiled_flex(
-        case.query, case.key, case.value, block_mask=mask, enable_gqa=True
+        case.query, case.key, case.value, block_mask=mask, enable_gqa=True, kernel_options=options
     ).transpose(1, 2)
 
 
@@ -118,7 +138,7 @@ def varlen(case: Case, repeats: bool = True) -> Callable[[], torch.Tensor]:
     repeating them."""
     from torch.nn.attention.varlen import varlen_attn
 
-    told = document_bounds(case.batch, lambda each: each.cuda())
+    told = document_bounds(case.batch, lambda each: each.to(DEVICE))
     bounds, longest = told["cu_seq_lens_q"], LENGTH
     times = case.query.shape[1] // case.key.shape[1] if repeats else 1
 
@@ -133,7 +153,7 @@ def varlen(case: Case, repeats: bool = True) -> Callable[[], torch.Tensor]:
 
 def varlen_grouped(case: Case) -> Callable[[], torch.Tensor]:
     """The kernels under it, which know of fewer heads."""
-    told = document_bounds(case.batch, lambda each: each.cuda())
+    told = document_bounds(case.batch, lambda each: each.to(DEVICE))
     bounds, longest = told["cu_seq_lens_q"], LENGTH
 
     def attend() -> torch.Tensor:
@@ -143,6 +163,28 @@ def varlen_grouped(case: Case) -> Callable[[], torch.Tensor]:
         return done.view(len(case.positions), LENGTH, *done.shape[1:])
 
     return attend
+
+
+def cudnn_ragged(
+    case: Case, function: type[torch.autograd.Function], planned: Callable[..., Documents]
+) -> Callable[[], torch.Tensor]:
+    """As `varlen_grouped`, by cuDNN's kernels, for the documents that plans are made for."""
+    told = document_bounds(case.batch, lambda each: each.to(DEVICE))
+    bounds = planned(told["cu_seq_lens_q"])
+
+    def attend() -> torch.Tensor:
+        done = function.apply(*case.behind_each_other(), bounds)
+        return done.view(len(case.positions), LENGTH, *done.shape[1:])
+
+    return attend
+
+
+def masked(case: Case) -> Callable[[], torch.Tensor]:
+    """SDPA with a mask of all pairs, as transformers gives it."""
+    seen = visible_pairs(case)
+    return lambda: scaled_dot_product_attention(
+        case.query, case.key, case.value, attn_mask=seen, enable_gqa=True
+    ).transpose(1, 2)
 
 
 def unpacked(case: Case) -> Callable[[], torch.Tensor]:
@@ -165,71 +207,189 @@ WAYS = {
     "varlen": varlen,
     "varlen, without repeating heads": partial(varlen, repeats=False),
     "varlen's kernels alone": varlen_grouped,
+    "SDPA with a mask": masked,
     "cuDNN, one document a row": unpacked,
 }
+
+
+def as_long_as_rows(bounds: torch.Tensor) -> Documents:
+    """What serves all rows, of whatever documents."""
+    return attrs.evolve(Documents.rounded(bounds), longest=LENGTH)
+
+
+# Together in a process of their own, the one least likely to end it first.
+by_graphs = partial(cudnn_ragged, function=RaggedByGraphs)
+APART: dict[str, dict[str, Way]] = {
+    "graphs": {
+        "cuDNN, one document a row": unpacked,
+        "cuDNN's graphs, by number of documents": partial(by_graphs, planned=Documents.counted),
+        "cuDNN's graphs, numbers rounded up": partial(by_graphs, planned=Documents.rounded),
+        "cuDNN's graphs, as long as rows": partial(by_graphs, planned=as_long_as_rows),
+    },
+    "pytorch": {
+        "cuDNN's ragged rows by PyTorch": partial(
+            cudnn_ragged, function=RaggedByPyTorch, planned=Documents.counted
+        ),
+    },
+}
+
+
+def visible_pairs(case: Case) -> torch.Tensor:
+    """What each token sees, `[rows, 1, queries, keys]`."""
+    document = (case.positions == 0).cumsum(1)[:, None]
+    return (document[..., None] == document[..., None, :]).tril()
 
 
 def in_float32(case: Case, gradient: torch.Tensor) -> list[torch.Tensor]:
     """The reference: what attention gives, and its gradients."""
     inputs = [each.detach().float().requires_grad_() for each in (case.query, case.key, case.value)]
-    documents = (case.positions == 0).cumsum(1)[:, None]
-    seen = (documents[..., None] == documents[..., None, :]).tril()
+    seen = visible_pairs(case)
     out = scaled_dot_product_attention(*inputs, attn_mask=seen, enable_gqa=True).transpose(1, 2)
     return [out, *torch.autograd.grad(out, inputs, gradient.float())]
 
 
 def difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """The largest, of results and gradients, as a part of the largest value."""
-    pairs = zip(found, expected, strict=True)
-    return max(((a.float() - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+    """The largest, of results and gradients, as a part of the largest value.
+
+    Raises:
+        ArithmeticError: Something found isn't finite.
+    """
+    pairs = list(zip(found, expected, strict=True))
+    worst = [((a.float() - b).abs().max() / b.abs().max()).item() for a, b in pairs]
+    if not all(map(math.isfinite, worst)):
+        raise ArithmeticError(f"not finite: {worst} of the result and its gradients")
+    return max(worst)
+
+
+def wait() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Milliseconds of a call, on the device."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
+    """Milliseconds of a call, the host's part included where the device waits for it."""
+    wait()
+    started = time.perf_counter()
     for _ in range(CALLS):
         run()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / CALLS
+    wait()
+    return (time.perf_counter() - started) * 1000 / CALLS
 
 
-def measure(shape: str, kind: str) -> list[dict[str, Any]]:
-    """All ways on one case."""
+def kernels_alone(run: Callable[[], object]) -> float | None:
+    """Milliseconds that the kernels of a call take; None where they can't be watched."""
+    watched = [torch.profiler.ProfilerActivity.CUDA]
+    if not set(watched) <= torch.profiler.supported_activities():
+        return None
+    with torch.profiler.profile(activities=watched) as profile:
+        run()
+        wait()
+    kernels = [
+        each
+        for each in profile.key_averages()
+        if each.device_type == torch.autograd.DeviceType.CUDA and not each.is_user_annotation
+    ]
+    return sum(each.self_device_time_total for each in kernels) / 1000
+
+
+def measure(shape: str, kind: str, ways: dict[str, Way]) -> list[dict[str, Any]]:
+    """Each of the ways on one case: a row, with the reason where it doesn't work."""
     case = case_of(shape, kind)
     inputs = (case.query, case.key, case.value)
     gradient = torch.randn_like(case.query.transpose(1, 2).contiguous())
     expected = in_float32(case, gradient)
-    ready: dict[str, Callable[[], torch.Tensor]] = {}
+    ready: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {}
     rows = []
-    for name, way in WAYS.items():
+    for name, way in ways.items():
         row = {"shape": shape, "documents": kind, "way": name, "forward": [], "both": []}
         try:
             started = time.perf_counter()
             attend = way(case)
-            for _ in range(2):
+
+            def both(attend: Callable[[], torch.Tensor] = attend) -> list[torch.Tensor]:
                 out = attend()
-                found = [out, *torch.autograd.grad(out, inputs, gradient)]
-            torch.cuda.synchronize()
+                return [out, *torch.autograd.grad(out, inputs, gradient)]
+
+            both()
+            found = both()
+            wait()
             row["warm_up_s"] = time.perf_counter() - started
             row["difference"] = None if way is unpacked else difference(found, expected)
-            ready[name] = attend
+            ready[name] = attend, both
         except Exception as problem:  # a kernel that isn't there is a row of the table
-            row["failed"] = f"{type(problem).__name__}: {problem}"[:300]
+            row["failed"] = f"{type(problem).__name__}: {problem}"[:500]
         rows.append(row)
     for _ in range(ROUNDS):
         for row in rows:
-            attend = ready.get(row["way"])
-            if attend is None:
-                continue
-
-            def both(attend: Callable[[], torch.Tensor] = attend) -> None:
-                torch.autograd.grad(attend(), inputs, gradient)
-
-            row["forward"].append(timed(attend))
-            row["both"].append(timed(both))
+            if row["way"] in ready:
+                attend, both = ready[row["way"]]
+                row["forward"].append(timed(attend))
+                row["both"].append(timed(both))
+    for row in rows:
+        if row["way"] in ready:
+            row["kernels"] = kernels_alone(ready[row["way"]][1])
     return rows
+
+
+def measure_apart(group: str) -> list[dict[str, Any]]:
+    """Ways on all cases, in a process of their own, whose end ends nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "rows.json")
+        command = [sys.executable, __file__, "--apart", group, "--out", str(file)]
+        command += ["--smoke"] * (DEVICE == "cpu")
+        try:
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+            why = f"its process ended with {ended.returncode}: {ended.stderr[-200:]}"
+        except subprocess.TimeoutExpired:
+            why = f"its process took over {PATIENCE} s"
+        rows = json.loads(file.read_text())["rows"] if file.exists() else []
+    if len(rows) < len(SHAPES) * len(KINDS) * len(APART[group]):
+        rows.append({"shape": "-", "documents": "others", "way": group, "failed": why})
+    return rows
+
+
+# FlexAttention's tiles to try, the most promising first of each shape: size of the mask's blocks,
+# and of forward and backward the rest. PyTorch's own on an H100 are 128 by 128 (64 by 8b) with 3
+# stages and 4 (8) warps, and 64, 128, 128, 64 with 3 and 8.
+TILES = {
+    "1b": (
+        (128, (128, 128, 2, 8), (64, 128, 128, 64, 2, 8)),
+        (128, (128, 64, 3, 4), (64, 128, 128, 64, 3, 4)),
+        (128, (128, 64, 3, 8), (64, 64, 64, 64, 3, 4)),
+        (64, (64, 64, 3, 4), (64, 64, 64, 64, 2, 4)),
+    ),
+    "8b": (
+        (128, (128, 128, 2, 8), (64, 128, 128, 64, 2, 8)),
+        (128, (128, 64, 3, 4), (64, 64, 64, 64, 2, 4)),
+    ),
+}
+FORWARD = tuple(f"fwd_{name}" for name in ("BLOCK_M", "BLOCK_N", "num_stages", "num_warps"))
+BACKWARD = tuple(
+    f"bwd_{name}"
+    for name in ("BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2", "num_stages", "num_warps")
+)
+
+
+@contextmanager
+def blocks_of(size: int) -> Iterator[None]:
+    """Block masks have blocks of so many tokens."""
+    usual, documents.BLOCK = documents.BLOCK, size
+    try:
+        yield
+    finally:
+        documents.BLOCK = usual
+
+
+def tuned() -> Iterator[list[dict[str, Any]]]:
+    """Rows of FlexAttention by PyTorch's tiles and by each of TILES, as they become known. Two
+    kinds of documents share what is compiled: eight times in all."""
+    for shape, tiles in TILES.items():
+        for block, forward, backward in ((128, (), ()), *tiles):
+            options = dict(zip(FORWARD + BACKWARD, forward + backward, strict=False))
+            name = f"{block}: {forward} {backward}" if forward else "PyTorch's tiles"
+            with blocks_of(block):
+                for kind in KINDS:
+                    yield measure(shape, kind, {name: partial(flex, **options)})
 
 
 def making_a_mask(kind: str) -> dict[str, float]:
@@ -257,30 +417,63 @@ def making_a_mask(kind: str) -> dict[str, float]:
     return found
 
 
+def shown(row: dict[str, Any]) -> str:
+    head = f"{row['shape']} {row['documents']:6}{row['way']:46}"
+    if "failed" in row:
+        return f"{head} {row['failed']}"
+    forward, both = (statistics.median(row[each]) for each in ("forward", "both"))
+    off = "" if row["difference"] is None else f"  off by {row['difference']:.4f}"
+    kernels = "" if row["kernels"] is None else f", kernels {row['kernels']:7.3f}"
+    return (
+        f"{head}{forward:7.3f} ms forward {both:7.3f} with backward{kernels} "
+        f"({both * SHAPES[row['shape']][-1]:6.1f} in all layers){off}"
+    )
+
+
+def measured(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """What was asked for, a case at a time."""
+    if options.tune:
+        yield measure_apart("graphs")
+        yield from tuned()
+        return
+    cases = list(itertools.product(SHAPES, KINDS))
+    if options.apart:  # one by one, so that what is known is written before the next begins
+        for name, way in APART[options.apart].items():
+            yield from (measure(shape, kind, {name: way}) for shape, kind in cases)
+        return
+    yield from (measure(shape, kind, WAYS) for shape, kind in cases)
+    yield from map(measure_apart, APART)
+
+
+def be_small() -> None:
+    """Sizes for a CPU, where most ways say that they need a GPU."""
+    global SHAPES, TILES, LENGTH, CALLS, ROUNDS, DEVICE
+    SHAPES = {"1b": (4, 2, 16, 2, 2)}
+    TILES = {"1b": TILES["1b"][-1:]}
+    LENGTH, CALLS, ROUNDS, DEVICE = 320, 1, 1, "cpu"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("packed_attention.json"))
+    parser.add_argument(
+        "--tune", action="store_true", help="cuDNN's graphs and FlexAttention's tiles alone"
+    )
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, on a CPU")
+    parser.add_argument("--apart", choices=APART, help="these ways alone, in this process")
     options = parser.parse_args()
-    rows = []
-    for shape in SHAPES:
-        for kind in ("even", "chats"):
-            rows += measure(shape, kind)
-            options.out.write_text(json.dumps({"rows": rows}, indent=1))
-            for row in rows[-len(WAYS) :]:
-                head = f"{shape} {kind:6}{row['way']:46}"
-                if "failed" in row:
-                    print(head, row["failed"])
-                    continue
-                forward, both = (statistics.median(row[each]) for each in ("forward", "both"))
-                off = "" if row["difference"] is None else f"  off by {row['difference']:.4f}"
-                print(
-                    f"{head}{forward:7.3f} ms forward {both:7.3f} with backward "
-                    f"({both * SHAPES[shape][-1]:6.1f} in all layers){off}",
-                    flush=True,
-                )
-    masks = making_a_mask("even")
-    options.out.write_text(json.dumps({"rows": rows, "masks_ms": masks}, indent=1))
-    for name, spent in masks.items():
+    if options.smoke:
+        be_small()
+    found: dict[str, Any] = {"rows": []}
+    for rows in measured(options):
+        found["rows"] += rows
+        options.out.write_text(json.dumps(found, indent=1))
+        print(*map(shown, rows), sep="\n", flush=True)
+    if options.tune or options.apart or DEVICE == "cpu":
+        return
+    found["masks_ms"] = making_a_mask("even")
+    options.out.write_text(json.dumps(found, indent=1))
+    for name, spent in found["masks_ms"].items():
         print(f"{name}: {spent:.2f} ms a step")
 
 
