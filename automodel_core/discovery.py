@@ -40,7 +40,8 @@ def _announced() -> Iterator[Record]:
         text = distribution.read_text("entry_points.txt")
         if not text or f"[{GROUP_PREFIX}" not in text:
             continue
-        name, version = distribution.metadata["Name"], distribution.version
+        metadata = distribution.metadata  # parsed at each access, a whole README with it
+        name, version = metadata["Name"], metadata["Version"]
         if importlib.metadata.distribution(name).read_text("entry_points.txt") != text:
             continue  # an older copy further down the path, which imports would never reach
         unmet = _unmet_requirement(distribution) if name != CORE else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -63,11 +64,18 @@ def find_module(name: str) -> Module | None:
 def top_level(name: str) -> Module | None:
     """Find a package or module that is in no package."""
     try:
-        spec = importlib.util.find_spec(name)
+        return _found_on(tuple(sys.path), name)
     except (ImportError, ValueError):
         return None
+
+
+@cache
+def _found_on(path: tuple[str, ...], name: str) -> Module:
+    """The same on one `sys.path`, looked for once: dozens of targets share a package, and finding
+    it asks every folder of the path. An error isn't kept, so what is installed next is found."""
+    spec = importlib.util.find_spec(name)
     if spec is None:
-        return None
+        raise ModuleNotFoundError(name)
     file = Path(spec.origin) if spec.has_location and spec.origin else None
     locations = tuple(Path(each) for each in spec.submodule_search_locations or ())
     return Module(name, file if file and file.suffix == ".py" else None, locations)

@@ -6,9 +6,11 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import click
 
+from automodel_core.cli.collecting import uncollected
 from automodel_core.config.report import ConfigError, render, render_user_error
 from automodel_core.errors import BAD_INPUT, FAILED, INTERRUPTED, UserError
 from automodel_core.telling import is_told, tell
@@ -45,6 +47,9 @@ COMMANDS = {
     "export": ("Write a whole model in another dtype or shard size.", "export:export"),
     "diff": ("Why two runs are not the same.", "diff:diff"),
 }
+
+# These print an answer and leave nothing behind that has to be closed.
+AT_ONCE = ("validate", "list-plugins", "show")
 
 EPILOG = """\b
 Exit codes:
@@ -111,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         words = list(sys.argv[1:] if arguments is None else arguments)
-        code = cli.main(words, prog_name="automodel", standalone_mode=False, obj=words)
+        with uncollected() if words[:1] and words[0] in AT_ONCE else nullcontext():
+            code = cli.main(words, prog_name="automodel", standalone_mode=False, obj=words)
         return code if isinstance(code, int) else 0
     except click.exceptions.Abort:
         return INTERRUPTED

@@ -79,6 +79,36 @@ def test_nothing_heavy_is_imported(words):
     assert done.stdout.endswith(" []\n"), done.stdout + done.stderr
 
 
+# Prints which packages beside Python's own a command has imported, and how often the collector ran.
+WATCH = """\
+import gc, sys
+before, ran = set(sys.modules), []
+from automodel_core.cli import main
+gc.callbacks.append(lambda phase, info: ran.append(phase))
+main(sys.argv[1:])
+gc.callbacks.clear()
+packages = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(*sorted(packages - sys.stdlib_module_names - {"automodel_core"}), len(ran))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (["--help"], {"attr", "attrs", "click"}),
+        (["list-plugins"], {"attr", "attrs", "click"}),
+        (["show", "adamw"], {"attr", "attrs", "click"}),
+        (["validate", QUICKSTART], {"attr", "attrs", "click", "ruamel"}),
+    ],
+    ids=lambda each: each[0] if isinstance(each, list) else "",
+)
+def test_an_answer_imports_only_what_it_is_made_of_and_collects_no_garbage(words, needed):
+    done = subprocess.run([sys.executable, "-c", WATCH, *words], capture_output=True, text=True)
+    *packages, collections = done.stdout.splitlines()[-1].split()
+    assert set(packages) == needed
+    assert words == ["--help"] or collections == "0"
+
+
 def test_help_tells_commands_exit_codes_and_environment(automodel):
     code, printed, _ = automodel("--help")
     assert code == 0

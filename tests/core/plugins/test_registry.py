@@ -7,6 +7,7 @@ import pytest
 
 from automodel_core.errors import UserError
 from automodel_core.registry import Registry
+from automodel_core.sources import find_module
 
 MAKE = "def make():\n    '''Make it.'''\n"
 
@@ -154,3 +155,15 @@ def test_an_editable_project_that_announces_more_than_its_metadata_is_noticed(in
         "the pyproject.toml of growing has changed since it was installed: "
         f"pip install -e {project}"
     )
+
+
+def test_a_package_is_looked_for_once_and_one_that_is_installed_later_is_found(
+    install, monkeypatch
+):
+    install("early", {}, {"early_module": ""})
+    assert find_module("early_module").file.name == "early_module.py"
+    assert find_module("late_module") is None
+    install("late", {}, {"late_module": ""})
+    assert find_module("late_module").file.name == "late_module.py"
+    monkeypatch.setattr("importlib.util.find_spec", None)
+    assert find_module("early_module").file.name == "early_module.py"
