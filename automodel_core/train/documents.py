@@ -8,6 +8,7 @@ however many documents there are, or are told that it varies.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask
@@ -21,6 +22,8 @@ from automodel_core.train.packed_documents import is_packed
 
 # Tokens in a block of FlexAttention's, which skips whole ones.
 BLOCK = 128
+# Documents that cuDNN's plans are made for, at least.
+FEWEST_DOCUMENTS = 8
 # What a model makes for itself if it isn't given.
 MASKS = {"attention_mask", "position_ids"}
 # From a batch on the CPU, and what copies a tensor to the device, to what the model is given in
@@ -43,6 +46,8 @@ def teller(model: PreTrainedModel) -> Teller | None:
         return ImageBlocks(config.get_text_config(), kind, model.dtype)
     if kind == "varlen":
         return document_bounds
+    if kind == "cudnn":
+        return partial(document_bounds, rounded=True)
     reads_alone = config.get_text_config() is config  # others may look at the mask themselves
     if kind == "flex_attention" and reads_alone and sees_all_before(config):
         return document_blocks
@@ -91,13 +96,17 @@ def sees_all_before(config: PretrainedConfig) -> bool:
     return not (windows or chunks) and getattr(config, "is_causal", True)
 
 
-def document_bounds(batch: Batch, put: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+def document_bounds(
+    batch: Batch, put: Callable[[torch.Tensor], torch.Tensor], rounded: bool = False
+) -> Batch:
     """Where documents begin, one row of the batch behind the other.
 
     Args:
         batch: With `position_ids` `[batch, sequence]`, from 0 on in each document, and
             `attention_mask`, 0 at padding.
         put: Copies a tensor to the device.
+        rounded: Whether documents of no length follow, so that there are 8, 16, 32, ...: kernels
+            that are planned for a number of them have few then.
 
     Returns:
         By transformers' name, `cu_seq_lens_q` `[documents + 1]`, int32: where documents begin and
@@ -112,7 +121,9 @@ def document_bounds(batch: Batch, put: Callable[[torch.Tensor], torch.Tensor]) -
     begins[:, 1:] &= real[:, 1:] | real[:, :-1]
     begins[:, 0] = True
     (starts,) = begins.flatten().nonzero(as_tuple=True)
-    bounds = put(torch.cat([starts, torch.tensor([positions.numel()])]).to(torch.int32))
+    missing = max(FEWEST_DOCUMENTS, 1 << (len(starts) - 1).bit_length()) - len(starts)
+    ends = torch.full((1 + missing * rounded,), positions.numel())
+    bounds = put(torch.cat([starts, ends]).to(torch.int32))
     torch._dynamo.maybe_mark_dynamic(bounds, 0)
     return {
         "cu_seq_lens_q": bounds,

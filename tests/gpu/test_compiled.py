@@ -8,7 +8,7 @@ from automodel_core.train.compiling import Compilation
 from automodel_core.train.documents import teller
 from automodel_core.train.recompute import checkpoint_activations
 from automodel_core.train.step import prepare_micro_batch
-from automodel_models.attention import Attention, register_flex, register_varlen
+from automodel_models.attention import Attention, register_cudnn, register_flex, register_varlen
 from automodel_peft.dora import Dora
 from automodel_peft.lora import PeftConfig
 from tests.plugins.distributed.training import Case, build_model
@@ -83,6 +83,17 @@ def test_every_attention_follows_sdpa(attention, settings, family):
     assert losses == pytest.approx(plain, rel=0.02)
 
 
+# By name, what tells documents; cuDNN's needs a package.
+TOLD = {"flex": register_flex, "varlen": register_varlen, "cudnn": register_cudnn}
+
+
+@pytest.fixture(params=TOLD)
+def register(request):
+    if request.param == "cudnn":
+        pytest.importorskip("cudnn")
+    return TOLD[request.param]
+
+
 def packed_batch(*documents):
     """Two rows of documents of these lengths each."""
     positions = torch.cat([torch.arange(each) for each in documents]).repeat(2, 1)
@@ -102,7 +113,6 @@ def packed_logits(attention, autocast):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("register", [register_flex, register_varlen])
 def test_documents_in_a_row_see_only_themselves(register, autocast):
     expected = packed_logits("eager", autocast)
     found = packed_logits(register(), autocast)
@@ -123,7 +133,6 @@ def packed_gradients(attention, dtype, settings=None):
 
 
 @pytest.mark.parametrize("settings", [None, Compile()], ids=["plain", "compiled"])
-@pytest.mark.parametrize("register", [register_flex, register_varlen])
 def test_gradients_of_packed_rows_are_those_of_a_dense_mask(register, settings):
     expected = packed_gradients("eager", torch.float32)
     found = packed_gradients(register(), torch.bfloat16, settings)
@@ -155,7 +164,6 @@ def packed_training(attention, settings):
     return losses, compilation
 
 
-@pytest.mark.parametrize("register", [register_flex, register_varlen])
 def test_packed_rows_train_as_with_a_dense_mask_and_compile_once(register):
     expected, _ = packed_training("eager", None)
     losses, cost = packed_training(register(), Compile())

@@ -1,8 +1,9 @@
 """How a model computes attention: transformers' implementation, and the kernels behind SDPA.
 
 Measured on an H100, a step with SDPA's cuDNN kernels takes 8% less than one with its flash kernels;
-for rows of several documents, where SDPA needs a dense mask, FlexAttention
-(https://arxiv.org/abs/2412.05496) took 128.5 ms a step and torch's varlen kernels 142.2.
+for rows of several documents, where SDPA needs a dense mask, the kernels of cuDNN's attention of
+ragged rows take six tenths of the time of FlexAttention's (https://arxiv.org/abs/2412.05496), and
+torch's varlen kernels about as long (docs/benchmarks/race.md).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from automodel_core.errors import UserError
+from automodel_core.train.documents import sees_all_before
 
 FLASH_ATTENTION = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 # SDPA's kernels in the order of their speed where all of them work.
@@ -41,6 +43,12 @@ KERNELS = {
 CPU_KERNELS = {"flash", "math"}
 HOPPER = (9, 0)
 VARLEN = "varlen"
+CUDNN = "cudnn"
+# What cuDNN's ragged attention was measured with: its version, and widths of a head.
+MEASURED_CUDNN, MEASURED_WIDTHS = 91900, (64, 128)
+# What models may give attention that it is not used with.
+WITHOUT = ("sliding_window", "softcap", "s_aux")
+HALVES = (torch.bfloat16, torch.float16)
 FLEX_WIDTH = 16  # of a head, at least
 FLEX = "flex_attention"
 
@@ -92,8 +100,8 @@ def choose_attention(
     Raises:
         UserError: It isn't installed, doesn't work here, or doesn't exist.
     """
-    if images and asked == VARLEN:
-        raise _unusable("attn_implementation: varlen is for text: images need a mask.")
+    if images and asked in (VARLEN, CUDNN):
+        raise _unusable(f"attn_implementation: {asked} is for text: images need a mask.")
     choices = []
     implementation = None if asked == "auto" else _registered(asked, dtype)
     kernels = _kernels(use_sdpa_patching, sdpa_method)
@@ -103,10 +111,21 @@ def choose_attention(
 
 
 def for_documents(
-    attention: Attention, config: PretrainedConfig, model_class: type[PreTrainedModel] | None
+    attention: Attention,
+    config: PretrainedConfig,
+    model_class: type[PreTrainedModel] | None,
+    dtype: torch.dtype | Literal["auto"] = "auto",
 ) -> Attention:
-    """What computes attention in rows of several documents, where the YAML leaves it open: flex, if
-    the model can, and is one of text alone."""
+    """What computes attention in rows of several documents, where the YAML leaves it open: cuDNN
+    where its package is and it was measured faster, or flex, if the model can, and is one of text
+    alone.
+
+    Args:
+        attention: What was chosen without regard to documents.
+        config: The model's.
+        model_class: Its class.
+        dtype: `torch_dtype`; "auto" is what the weights are stored in.
+    """
     can = torch.cuda.is_available() and getattr(model_class, "_supports_flex_attn", False)
     if attention.implementation or not can:  # models without heads can't, either
         return attention
@@ -116,8 +135,31 @@ def for_documents(
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if width < FLEX_WIDTH or getattr(text, "attention_dropout", 0.0):  # flex has no dropout
         return attention
-    chosen = "attention: flex, the fastest for rows of several documents"
-    return attrs.evolve(attention, implementation=register_flex(), choices=(chosen,))
+    dtype = getattr(text, "dtype", None) if dtype == "auto" else dtype
+    if width in MEASURED_WIDTHS and dtype in HALVES and cudnn_can(text):
+        name, implementation = CUDNN, register_cudnn()
+    else:
+        name, implementation = "flex", register_flex()
+    chosen = f"attention: {name}, the fastest for rows of several documents"
+    return attrs.evolve(attention, implementation=implementation, choices=(chosen,))
+
+
+def cudnn_can(config: PretrainedConfig) -> bool:
+    """Whether cuDNN's ragged attention computes what that model does, and was measured faster than
+    flex on such a GPU."""
+    capped = getattr(config, "attn_logit_softcapping", None)
+    measured = torch.cuda.get_device_capability() == HOPPER and cudnn_version() >= MEASURED_CUDNN
+    return measured and not capped and sees_all_before(config)
+
+
+def cudnn_version() -> int:
+    """Of the cuDNN behind the package `nvidia-cudnn-frontend`; 0 where that can't be loaded."""
+    try:
+        import cudnn
+
+        return cudnn.backend_version()
+    except (ImportError, OSError, RuntimeError, AssertionError):
+        return 0
 
 
 def _registered(asked: str | None, dtype: torch.dtype | Literal["auto"]) -> str | None:
@@ -132,6 +174,16 @@ def _registered(asked: str | None, dtype: torch.dtype | Literal["auto"]) -> str 
         if dtype == torch.float32:
             raise _unusable("torch's varlen kernels compute in bfloat16 or float16, not float32.")
         return register_varlen()
+    if asked == CUDNN:
+        _need_gpu(CUDNN, "cuDNN's kernels run on CUDA devices only")
+        if cudnn_version() < MEASURED_CUDNN:
+            raise _unusable(
+                "cudnn needs the package nvidia-cudnn-frontend and cuDNN 9.19 or newer.",
+                "pip install nvidia-cudnn-frontend, or write attn_implementation: flex",
+            )
+        if dtype == torch.float32:
+            raise _unusable("cuDNN's attention computes in bfloat16 or float16, not float32.")
+        return register_cudnn()
     check_attention(asked)
     return asked
 
@@ -155,9 +207,9 @@ def check_attention(implementation: str | None) -> None:
         raise _unusable(
             f"{implementation} is a kernel on the Hub: code that would be fetched and run."
         )
-    ours = {VARLEN, FLEX}
+    ours = {VARLEN, FLEX, CUDNN}
     known = {key for key in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in key} - ours
-    known |= {"auto", "eager", "flex", VARLEN}
+    known |= {"auto", "eager", "flex", VARLEN, CUDNN}
     if implementation not in known:
         raise _unusable(
             f"There is no attention called {implementation}.",
@@ -223,6 +275,13 @@ def register_varlen() -> str:
     AttentionInterface.register(VARLEN, varlen_attention)
     AttentionMaskInterface.register(VARLEN, sdpa_mask)
     return VARLEN
+
+
+def register_cudnn() -> str:
+    """Make cuDNN's ragged attention known to transformers, as `register_varlen` does."""
+    AttentionInterface.register(CUDNN, cudnn_attention)
+    AttentionMaskInterface.register(CUDNN, sdpa_mask)
+    return CUDNN
 
 
 def cast_flex_attention(
@@ -306,6 +365,42 @@ def varlen_attention(
         scale=scaling, window_size=window, **grouped,
     )  # fmt: skip
     return output.view(batch, length, heads, -1), None
+
+
+def cudnn_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    **named: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention of each token to what is before it in its document, by cuDNN; by SDPA where no
+    documents are told, as for prompts. Shapes and arguments as in `varlen_attention`."""
+    from automodel_models.cudnn_documents import attend_within
+
+    query, key, value = as_autocast(query, key, value)
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **named
+        )
+    unknown = [name for name in WITHOUT if named.get(name) is not None]
+    if dropout or unknown:
+        name = "attention_dropout" if dropout else unknown[0]
+        raise UserError(
+            f"cuDNN's attention of documents is used without {name}, and this model has it.",
+            fix="write attn_implementation: flex",
+            path=("model", "attn_implementation"),
+        )
+    batch, heads, length, width = query.shape
+    query, key, value = (
+        each.transpose(1, 2).reshape(batch * length, -1, width) for each in (query, key, value)
+    )
+    output = attend_within(query, key, value, cu_seq_lens_q, length, scaling)
+    return output.view(batch, length, heads, width), None
 
 
 def as_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -247,7 +247,7 @@ def stored_model(
     )
     config = read_configuration(files, hf_kwargs or {}, trust_remote_code, family)
     if packed:
-        attention = for_documents(attention, config, family.model_class(config))
+        attention = for_documents(attention, config, family.model_class(config), dtype)
     return UnreadModel(
         family=family,
         name=pretrained_model_name_or_path,
@@ -309,7 +309,7 @@ def drawn_model(
         files, built = None, make_configuration(config, family)
         name = f"{built.model_type} with random weights"
     if packed:
-        attention = for_documents(attention, built, family.model_class(built))
+        attention = for_documents(attention, built, family.model_class(built), dtype)
     return UnreadModel(
         family=family,
         name=name,

@@ -29,8 +29,8 @@ def from_pretrained(
     Args:
         pretrained_model_name_or_path: Hub repository, folder, or `.gguf` file.
         torch_dtype: `bfloat16`, `float16`, `float32` or `auto`, with or without `torch.`.
-        attn_implementation: `sdpa`, `eager`, `flex`, `varlen`, `flash_attention_2` or `_3`; `auto`
-            takes what was measured fastest for the model, the device and packing.
+        attn_implementation: `sdpa`, `eager`, `flex`, `varlen`, `cudnn`, `flash_attention_2` or
+            `_3`; `auto` takes what was measured fastest for the model, the device and packing.
         use_liger_kernel: Liger's norms and feed-forward layers; `auto` leaves them out, because
             compiled layers are faster.
         use_sdpa_patching: Try SDPA's kernels in the order of `sdpa_method`; `auto` does on Hopper.
@@ -82,8 +82,8 @@ def from_config(
             mapping with `model_type` and whatever differs from that type's defaults; or a
             transformers configuration (`_target_: transformers.LlamaConfig`).
         torch_dtype: `bfloat16`, `float16`, `float32` or `auto`, with or without `torch.`.
-        attn_implementation: `sdpa`, `eager`, `flex`, `varlen`, `flash_attention_2` or `_3`; `auto`
-            takes what was measured fastest for the model, the device and packing.
+        attn_implementation: `sdpa`, `eager`, `flex`, `varlen`, `cudnn`, `flash_attention_2` or
+            `_3`; `auto` takes what was measured fastest for the model, the device and packing.
         use_liger_kernel: Liger's norms and feed-forward layers; `auto` leaves them out, because
             compiled layers are faster.
         use_sdpa_patching: Try SDPA's kernels in the order of `sdpa_method`; `auto` does on Hopper.

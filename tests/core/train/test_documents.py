@@ -96,6 +96,18 @@ def test_padding_behind_a_document_is_one_more_and_not_one_for_each_token():
     assert told.tolist() == [0, 100, 300, 448, 478, 518, 568, 628, 698, 896]
 
 
+@pytest.mark.parametrize(
+    ("rows", "documents"), [([[448]], 8), ([[56] * 8], 8), ([[7] * 60], 64), ([[100] * 4], 8)]
+)
+def test_rounded_up_documents_end_in_some_of_no_length(rows, documents):
+    batch = packed(*rows)
+    told = document_bounds(batch, lambda each: each)["cu_seq_lens_q"]
+    more = document_bounds(batch, lambda each: each, rounded=True)["cu_seq_lens_q"]
+    assert len(more) == documents + 1
+    assert torch.equal(more[: len(told)], told)
+    assert more[len(told) :].eq(LENGTH).all()
+
+
 def test_only_layers_that_see_all_before_are_told():
     assert sees_all_before(LlamaConfig(**SHAPE))
     assert sees_all_before(Qwen3Config(**SHAPE))

@@ -10,6 +10,7 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
 )
 from transformers.models.llama import modeling_llama
 
@@ -17,7 +18,13 @@ from automodel_core.config.schema import Compile
 from automodel_core.errors import UserError
 from automodel_core.train.compiling import Compilation
 from automodel_core.train.recompute import checkpoint_activations
-from automodel_models.attention import FASTEST_FIRST, Attention, choose_attention, for_documents
+from automodel_models.attention import (
+    FASTEST_FIRST,
+    FLEX,
+    Attention,
+    choose_attention,
+    for_documents,
+)
 from automodel_models.liger import _classes_kept, check_liger
 from automodel_models.text import from_config, from_pretrained
 from tests.plugins.distributed.training import Case, build_model
@@ -34,6 +41,12 @@ def choose(asked="auto", patching="auto", method=None, dtype="auto", images=Fals
 def hopper(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr("automodel_models.attention.cudnn_version", lambda: 0)
+
+
+@pytest.fixture
+def cudnn(hopper, monkeypatch):
+    monkeypatch.setattr("automodel_models.attention.cudnn_version", lambda: 91900)
 
 
 def test_auto_leaves_transformers_its_choice_on_the_cpu(llama_folder):
@@ -61,7 +74,34 @@ def test_auto_takes_what_measured_fastest_on_hopper_and_says_so(hopper):
     assert choose("eager").choices == ()
 
 
-@pytest.mark.parametrize("name", ["flex", "flex_attention", "varlen"])
+def test_auto_takes_cudnn_for_documents_where_it_measured_faster(cudnn, monkeypatch):
+    def chosen(config=WIDE, dtype=torch.bfloat16):
+        return for_documents(choose(), config, LlamaForCausalLM, dtype).implementation
+
+    assert chosen() == "cudnn"
+    assert chosen(LlamaConfig(dtype="bfloat16"), "auto") == "cudnn"
+    assert chosen(LlamaConfig(dtype="float32"), "auto") == chosen(dtype=torch.float32) == FLEX
+    assert chosen(LlamaConfig(head_dim=256)) == FLEX
+    assert chosen(MistralConfig(sliding_window=128)) == FLEX
+    assert chosen(LlamaConfig(attn_logit_softcapping=30.0)) == FLEX
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    assert chosen() == FLEX
+
+
+def test_cudnn_needs_its_package_and_halves_and_has_no_images(hopper):
+    with pytest.raises(UserError, match="nvidia-cudnn-frontend"):
+        choose("cudnn")
+    with pytest.raises(UserError, match="is for text"):
+        choose("cudnn", images=True)
+
+
+def test_cudnn_has_no_float32(cudnn):
+    assert choose("cudnn").implementation == "cudnn"
+    with pytest.raises(UserError, match="not float32"):
+        choose("cudnn", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", ["flex", "flex_attention", "varlen", "cudnn"])
 @pytest.mark.parametrize("build", [from_pretrained, from_config])
 def test_what_needs_a_gpu_is_refused_without_one(build, name):
     with pytest.raises(UserError, match="needs a GPU") as refused:
