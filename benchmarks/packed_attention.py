@@ -1,18 +1,17 @@
-"""Attention within documents alone, forward and backward, by all kernels that can do it.
+"""Attention within documents alone, forward and backward, by the kernels that can do it.
 
-    python benchmarks/packed_attention.py [--out FILE.json]   # on a GPU, about five minutes
-    python benchmarks/packed_attention.py --tune              # cuDNN's graphs, then FlexAttention's
-                                                              # tiles: three minutes
-    python benchmarks/packed_attention.py --smoke             # tiny, for a CPU: whether it runs
+    python benchmarks/packed_attention.py [--out FILE.json]   # on a GPU, about two minutes
+    python benchmarks/packed_attention.py --tune              # FlexAttention's tiles, two minutes
+    python benchmarks/packed_attention.py --smoke --all       # tiny, for a CPU: whether it runs
 
 Two rows of 4,096 tokens for the 1B shape and one for 8B, bfloat16, filled with documents of 256 to
 4,096 tokens, or of lengths as chats have them; and rows of one document by SDPA's cuDNN kernels,
 for what packing could gain. Rounds are interleaved. Results and gradients are compared with
 attention in float32. Masks are made before; what making one takes is told apart.
 
-Ways that might end the process (APART) run in one of their own, behind the others. Beside what a
-call takes stands what its kernels take: more is waiting for the host. What is known is written
-after each case. cuDNN's graphs need the package nvidia-cudnn-frontend.
+Ways that might end the process (APART) run in one of their own. Beside what a call takes stands
+what its kernels take: more is waiting for the host, which in a step of many layers runs ahead. What
+is known is written after each case. cuDNN's graphs need the package nvidia-cudnn-frontend.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,10 +44,10 @@ from transformers.masking_utils import (
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from packed_cudnn import Documents, RaggedByGraphs, RaggedByPyTorch  # noqa: E402
+from packed_cudnn import RaggedByPyTorch  # noqa: E402
 
-from automodel_core.train import documents  # noqa: E402
 from automodel_core.train.documents import document_blocks, document_bounds  # noqa: E402
+from automodel_models.cudnn_documents import attend_within  # noqa: E402
 
 # Heads, of which keys and values have fewer; width; rows of a step; layers of the model.
 SHAPES = {"1b": (32, 8, 64, 2, 16), "8b": (32, 8, 128, 1, 32)}
@@ -166,14 +164,19 @@ def varlen_grouped(case: Case) -> Callable[[], torch.Tensor]:
 
 
 def cudnn_ragged(
-    case: Case, function: type[torch.autograd.Function], planned: Callable[..., Documents]
+    case: Case,
+    attention: Callable[..., torch.Tensor],
+    rounded: bool = False,
+    longest: int | None = None,
 ) -> Callable[[], torch.Tensor]:
-    """As `varlen_grouped`, by cuDNN's kernels, for the documents that plans are made for."""
-    told = document_bounds(case.batch, lambda each: each.to(DEVICE))
-    bounds = planned(told["cu_seq_lens_q"])
+    """By cuDNN's kernels, planned for as many documents as there are or for a rounded number, and
+    for the longest of them or for one as long."""
+    told = document_bounds(case.batch, lambda each: each.to(DEVICE), rounded=rounded)
+    bounds = told["cu_seq_lens_q"]
+    longest = longest or int(bounds.diff().max())
 
     def attend() -> torch.Tensor:
-        done = function.apply(*case.behind_each_other(), bounds)
+        done = attention(*case.behind_each_other(), bounds, longest)
         return done.view(len(case.positions), LENGTH, *done.shape[1:])
 
     return attend
@@ -201,35 +204,28 @@ def unpacked(case: Case) -> Callable[[], torch.Tensor]:
     return by_cudnn
 
 
-WAYS = {
-    "flex, masked as by transformers": flex_as_transformers,
+WAYS: dict[str, Way] = {
     "flex, masked by starts": flex,
+    "varlen's kernels alone": varlen_grouped,
+    "cuDNN, one document a row": unpacked,
+}
+OTHERS: dict[str, Way] = {
+    "flex, masked as by transformers": flex_as_transformers,
     "varlen": varlen,
     "varlen, without repeating heads": partial(varlen, repeats=False),
-    "varlen's kernels alone": varlen_grouped,
     "SDPA with a mask": masked,
-    "cuDNN, one document a row": unpacked,
 }
 
 
-def as_long_as_rows(bounds: torch.Tensor) -> Documents:
-    """What serves all rows, of whatever documents."""
-    return attrs.evolve(Documents.rounded(bounds), longest=LENGTH)
-
-
 # Together in a process of their own, the one least likely to end it first.
-by_graphs = partial(cudnn_ragged, function=RaggedByGraphs)
+by_graphs = partial(cudnn_ragged, attention=attend_within)
 APART: dict[str, dict[str, Way]] = {
     "graphs": {
-        "cuDNN, one document a row": unpacked,
-        "cuDNN's graphs, by number of documents": partial(by_graphs, planned=Documents.counted),
-        "cuDNN's graphs, numbers rounded up": partial(by_graphs, planned=Documents.rounded),
-        "cuDNN's graphs, as long as rows": partial(by_graphs, planned=as_long_as_rows),
+        "cuDNN's graphs, as long as rows": partial(by_graphs, rounded=True, longest=LENGTH),
+        "cuDNN's graphs, as long as documents": partial(by_graphs, rounded=True),
     },
     "pytorch": {
-        "cuDNN's ragged rows by PyTorch": partial(
-            cudnn_ragged, function=RaggedByPyTorch, planned=Documents.counted
-        ),
+        "cuDNN's ragged rows by PyTorch": partial(cudnn_ragged, attention=RaggedByPyTorch.apply),
     },
 }
 
@@ -348,48 +344,22 @@ def measure_apart(group: str) -> list[dict[str, Any]]:
     return rows
 
 
-# FlexAttention's tiles to try, the most promising first of each shape: size of the mask's blocks,
-# and of forward and backward the rest. PyTorch's own on an H100 are 128 by 128 (64 by 8b) with 3
-# stages and 4 (8) warps, and 64, 128, 128, 64 with 3 and 8.
-TILES = {
-    "1b": (
-        (128, (128, 128, 2, 8), (64, 128, 128, 64, 2, 8)),
-        (128, (128, 64, 3, 4), (64, 128, 128, 64, 3, 4)),
-        (128, (128, 64, 3, 8), (64, 64, 64, 64, 3, 4)),
-        (64, (64, 64, 3, 4), (64, 64, 64, 64, 2, 4)),
-    ),
-    "8b": (
-        (128, (128, 128, 2, 8), (64, 128, 128, 64, 2, 8)),
-        (128, (128, 64, 3, 4), (64, 64, 64, 64, 2, 4)),
-    ),
-}
-FORWARD = tuple(f"fwd_{name}" for name in ("BLOCK_M", "BLOCK_N", "num_stages", "num_warps"))
-BACKWARD = tuple(
-    f"bwd_{name}"
-    for name in ("BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2", "num_stages", "num_warps")
-)
-
-
-@contextmanager
-def blocks_of(size: int) -> Iterator[None]:
-    """Block masks have blocks of so many tokens."""
-    usual, documents.BLOCK = documents.BLOCK, size
-    try:
-        yield
-    finally:
-        documents.BLOCK = usual
+# FlexAttention's tiles of the backward pass to try, with stages and warps. PyTorch's own on an H100
+# are 64, 128, 128, 64, 3 and 8; those of its forward pass are no slower than others.
+TILES = ((64, 64, 64, 64, 3, 4), (64, 64, 64, 64, 2, 4))
+BACKWARD = ("BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2", "num_stages", "num_warps")
 
 
 def tuned() -> Iterator[list[dict[str, Any]]]:
-    """Rows of FlexAttention by PyTorch's tiles and by each of TILES, as they become known. Two
-    kinds of documents share what is compiled: eight times in all."""
-    for shape, tiles in TILES.items():
-        for block, forward, backward in ((128, (), ()), *tiles):
-            options = dict(zip(FORWARD + BACKWARD, forward + backward, strict=False))
-            name = f"{block}: {forward} {backward}" if forward else "PyTorch's tiles"
-            with blocks_of(block):
-                for kind in KINDS:
-                    yield measure(shape, kind, {name: partial(flex, **options)})
+    """Rows of FlexAttention by PyTorch's tiles and by each of TILES, as they become known. Both
+    kinds of documents share what is compiled: six times in all."""
+    for shape in SHAPES:
+        ways: dict[str, Way] = {"PyTorch's tiles": flex}
+        for tiles in TILES:
+            options = {f"bwd_{name}": size for name, size in zip(BACKWARD, tiles, strict=True)}
+            ways[f"backward by {tiles}"] = partial(flex, **options)
+        for kind in KINDS:
+            yield measure(shape, kind, ways)
 
 
 def making_a_mask(kind: str) -> dict[str, float]:
@@ -433,7 +403,6 @@ def shown(row: dict[str, Any]) -> str:
 def measured(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     """What was asked for, a case at a time."""
     if options.tune:
-        yield measure_apart("graphs")
         yield from tuned()
         return
     cases = list(itertools.product(SHAPES, KINDS))
@@ -441,24 +410,25 @@ def measured(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
         for name, way in APART[options.apart].items():
             yield from (measure(shape, kind, {name: way}) for shape, kind in cases)
         return
-    yield from (measure(shape, kind, WAYS) for shape, kind in cases)
-    yield from map(measure_apart, APART)
+    yield measure_apart("graphs")
+    ways = WAYS | OTHERS if options.all else WAYS
+    yield from (measure(shape, kind, ways) for shape, kind in cases)
+    if options.all:
+        yield measure_apart("pytorch")
 
 
 def be_small() -> None:
     """Sizes for a CPU, where most ways say that they need a GPU."""
-    global SHAPES, TILES, LENGTH, CALLS, ROUNDS, DEVICE
+    global SHAPES, LENGTH, CALLS, ROUNDS, DEVICE
     SHAPES = {"1b": (4, 2, 16, 2, 2)}
-    TILES = {"1b": TILES["1b"][-1:]}
     LENGTH, CALLS, ROUNDS, DEVICE = 320, 1, 1, "cpu"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("packed_attention.json"))
-    parser.add_argument(
-        "--tune", action="store_true", help="cuDNN's graphs and FlexAttention's tiles alone"
-    )
+    parser.add_argument("--tune", action="store_true", help="FlexAttention's tiles alone")
+    parser.add_argument("--all", action="store_true", help="other ways too, known to be slower")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on a CPU")
     parser.add_argument("--apart", choices=APART, help="these ways alone, in this process")
     options = parser.parse_args()

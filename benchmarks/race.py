@@ -64,7 +64,7 @@ COLUMNS = {
         "1b",
         "packed",
         2,
-        (("automodel unpacked", "by hand"), ("automodel varlen",)),
+        (("automodel flex", "automodel unpacked"), ("by hand",), ("automodel varlen",)),
         shortest=256,
     ),
 }

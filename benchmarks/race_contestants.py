@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,13 @@ def automodel(case: Case, gate: Gate, **changes: Any) -> None:
             )
 
 
-def automodel_varlen(case: Case, gate: Gate) -> None:
-    """Ours with torch's varlen kernels."""
+def automodel_with(attention: str, case: Case, gate: Gate) -> None:
+    """Ours with an attention that `auto` may not choose."""
     model = {
         "_target_": "causal_lm",
         "pretrained_model_name_or_path": str(case.model),
         "torch_dtype": "bfloat16",
-        "attn_implementation": "varlen",
+        "attn_implementation": attention,
     }
     automodel(case, gate, model=model)
 
@@ -259,7 +260,8 @@ def race_trainer(kind: type, gate: Gate, rows: Any, **given: Any) -> None:
 
 CONTESTANTS = {
     "automodel": automodel,
-    "automodel varlen": automodel_varlen,
+    "automodel flex": partial(automodel_with, "flex"),
+    "automodel varlen": partial(automodel_with, "varlen"),
     "automodel unpacked": automodel_unpacked,
     "by hand": by_hand,
     "torchtitan + compile": torchtitan,
