@@ -118,6 +118,7 @@ class Plan:
     def __call__(self, device: torch.device, **tensors: torch.Tensor) -> None:
         import cudnn
 
+        assert all(each.is_contiguous() for each in tensors.values()), "offsets count on it"
         # Numbers for tensors and addresses: a call takes the host a tenth of a millisecond less.
         stream = torch.cuda.current_stream(device).cuda_stream
         cudnn.set_stream(self.handle, stream)

@@ -19,6 +19,7 @@ from automodel_core.train.step import prepare_micro_batch
 from automodel_models import cudnn_plans
 from automodel_models.attention import cudnn_attention, register_cudnn
 from automodel_models.cudnn_documents import attend_within
+from automodel_models.cudnn_plans import Shape
 from tests.plugins.models import cudnn_by_pytorch
 
 CPU = torch.device("cpu")
@@ -79,6 +80,16 @@ def test_few_plans_serve_all_documents(cudnn):
             told = torch.tensor(bounds, dtype=torch.int32)
             attend_within(*inputs, told, longest).sum().backward()
     assert cudnn.pygraph.made == 2
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_a_deterministic_run_asks_for_gradients_of_the_same_bits(same, monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: same)
+    inputs = drawn(24, 4), drawn(24, 2), drawn(24, 2)
+    attend_within(*inputs, torch.tensor([0, 24], dtype=torch.int32), 24).sum().backward()
+    shape = Shape.of(inputs[0], inputs[1], torch.ones(1), 24, 8**-0.5)
+    given = cudnn_plans.plans_for(shape).backward.graph.given
+    assert given["use_deterministic_algorithm"] is same
 
 
 def test_the_operator_is_what_the_compiler_is_told():
