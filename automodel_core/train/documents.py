@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import numpy as np
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PretrainedConfig, PreTrainedModel
@@ -19,6 +20,7 @@ from automodel_core.protocols import Batch
 from automodel_core.train.image_blocks import SEE_BOTH_WAYS, ImageBlocks
 from automodel_core.train.image_positions import ImagePositions, rope_index
 from automodel_core.train.packed_documents import is_packed
+from automodel_core.train.rows import on_host
 
 # Tokens in a block of FlexAttention's, which skips whole ones.
 BLOCK = 128
@@ -73,6 +75,8 @@ def masks_left_out(batch: Batch) -> set[str]:
     Raises:
         UserError: Rows are packed, and the model is told by something else what tokens see.
     """
+    if is_text_alone(batch) and is_counted(batch):
+        return MASKS
     if is_packed(batch):
         if "token_type_ids" in batch:
             raise UserError(
@@ -81,11 +85,13 @@ def masks_left_out(batch: Batch) -> set[str]:
                 path=("packed_sequence", "packed_sequence_size"),
             )
         return {"attention_mask"}
-    if not is_text_alone(batch):
-        return set()
-    positions, real = batch["position_ids"], batch["attention_mask"] != 0
-    counted = torch.arange(positions.shape[1], device=positions.device)
-    return MASKS if ((positions == counted) | ~real).all() else set()
+    return set()
+
+
+def is_counted(batch: Batch) -> bool:
+    """Whether every token's position is its place in the row, which no packed row's are."""
+    positions, padding = on_host(batch["position_ids"]), on_host(batch["attention_mask"]) == 0
+    return bool(((positions == np.arange(positions.shape[1])) | padding).all())
 
 
 def sees_all_before(config: PretrainedConfig) -> bool:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -22,7 +23,7 @@ from automodel_core.train.documents import Teller, masks_left_out, teller
 from automodel_core.train.head import Split, check_head, split_head
 from automodel_core.train.packed_documents import of_tokens
 from automodel_core.train.precision import PrecisionPlan
-from automodel_core.train.rows import at_rows, supervised_rows
+from automodel_core.train.rows import at_rows, on_host, supervised_rows
 from automodel_core.train.world import World
 from automodel_core.vocabulary import leaving_logits_sharded
 
@@ -55,11 +56,10 @@ def shift_labels(batch: Batch) -> torch.Tensor:
     Position i is given the label of position i + 1, unless that one begins a document: a document's
     first token is predicted by nothing in it.
     """
-    labels = batch["labels"]
-    shifted = torch.full_like(labels, IGNORE_INDEX)
-    follows = batch["position_ids"][:, 1:] != 0
-    shifted[:, :-1] = torch.where(follows, labels[:, 1:], IGNORE_INDEX)
-    return shifted
+    labels, positions = on_host(batch["labels"]), on_host(batch["position_ids"])
+    shifted = np.full_like(labels, IGNORE_INDEX)
+    np.copyto(shifted[:, :-1], labels[:, 1:], where=positions[:, 1:] != 0)
+    return torch.from_numpy(shifted).to(batch["labels"].device)
 
 
 def every_row(labels: torch.Tensor) -> None:
@@ -93,8 +93,8 @@ def prepare_micro_batch(
         inputs=inputs | told,
         labels=put(labels),
         samples=len(labels),
-        tokens=int(batch["attention_mask"].sum()),
-        label_tokens=int((labels != IGNORE_INDEX).sum()),
+        tokens=int(on_host(batch["attention_mask"]).sum()),
+        label_tokens=np.count_nonzero(on_host(labels) != IGNORE_INDEX),
         rows=put(rows_of(labels)),
     )
 

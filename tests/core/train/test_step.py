@@ -27,6 +27,19 @@ def test_the_shift_never_crosses_into_the_next_document():
     assert shifted.tolist() == [[5, -100, 7, -100]]
 
 
+def test_every_position_predicts_its_successor_in_the_document_and_the_batch_stays_as_it_was():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(-1, 50, (5, 33), generator=generator)
+    positions = torch.randint(0, 4, (5, 33), generator=generator)
+    given = labels.clone()
+    shifted = shift_labels({"labels": labels, "position_ids": positions})
+    for row in range(5):
+        for at in range(33):
+            last = at == 32 or positions[row, at + 1] == 0
+            assert shifted[row, at] == (-100 if last else labels[row, at + 1])
+    assert torch.equal(labels, given)
+
+
 def test_supervised_tokens_are_counted_after_the_shift():
     ready = prepare_micro_batch(batch([4, 5, -100, 7], [0, 1, 2, 3]), CPU)
     assert (ready.label_tokens, ready.tokens, ready.samples) == (2, 4, 1)
