@@ -117,10 +117,11 @@ def as_forward(model: FSDPModule, compute: Callable[..., T]) -> Callable[..., T]
 
 
 def _free_after_evaluation(model: FSDPModule, _: Any, output: Any) -> Any:
-    """Without a backward pass to do it, the embeddings and the head would stay gathered, and be
-    seen so by whoever saves."""
+    """Without a backward pass to do it, what isn't freed after the forward pass would stay
+    gathered, and be seen so by whoever saves."""
     if not torch.is_grad_enabled():
-        model.reshard()
+        for module in fsdp_modules(model):
+            module.reshard()
     return output
 
 

@@ -35,9 +35,9 @@ def test_float32_adapters_train_beside_a_bfloat16_model(two_ranks, way):
         assert {tensor.dtype for tensor in rank.state.values()} == {torch.float32}
 
 
-def spread_out(case, precision):
+def spread_out(case, precision, reshard_after_forward="auto"):
     """A model after one step's passes: what each parameter is, and the loss."""
-    manager = FSDP2Manager()
+    manager = FSDP2Manager(reshard_after_forward=reshard_after_forward)
     mesh = build_mesh(manager.sizes(dist.get_world_size()))
     model = build_model(case)
     names, state_names = [n for n, _ in model.named_parameters()], list(model.state_dict())
@@ -76,10 +76,11 @@ def test_units_hold_one_dtype_and_parameters_keep_their_names(two_ranks, checkpo
         }
 
 
-def test_float32_weights_are_gathered_in_the_dtype_of_products(two_ranks):
-    """And after a pass without gradients, embeddings and head are shards again."""
+@pytest.mark.parametrize("freed", [True, False])
+def test_float32_weights_are_gathered_in_the_dtype_of_products(two_ranks, freed):
+    """And after a pass without gradients all are shards again, whether layers are freed or kept."""
     precision = PrecisionPlan(torch.float32, torch.bfloat16, False, "")
-    ranks = two_ranks.run(spread_out, Case(), precision)
+    ranks = two_ranks.run(spread_out, Case(), precision, freed)
     for found, logits, _ in ranks:
         assert found == {(True, True, torch.float32, torch.float32)}
         assert logits == torch.bfloat16
