@@ -498,8 +498,8 @@ class ParallelManager(Protocol):
     ) -> torch.Tensor:
         """The 2-norm of the whole model's gradient, a scalar that is equal on all ranks.
 
-        Gradients are scaled down in place where it is above `max_norm`, unless that is None: an
-        optimizer may scale them by this norm as it reads them.
+        Gradients are scaled down in place where it is above `max_norm`. With None it is only
+        measured; the optimizer may then clip by it in its update.
         """
         ...
 

@@ -19,9 +19,10 @@ def scales_gradients(optimizer: torch.optim.Optimizer) -> bool:
 
     Others than PyTorch's have the flag and look for neither, since they were made for a GradScaler
     that is passed to `step`: they would take steps that aren't clipped. So its groups must say as
-    well that their updates are fused.
+    well that their updates are fused, and the step must be PyTorch's.
     """
     flag = getattr(optimizer, "_step_supports_amp_scaling", False)
+    flag = flag and type(optimizer).step.__module__.startswith("torch.optim.")
     return flag and all(group.get("fused") for group in optimizer.param_groups)
 
 

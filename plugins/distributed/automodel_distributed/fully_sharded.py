@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
@@ -78,12 +79,15 @@ def shard(
 
 
 def are_small(stacks: Sequence[Sequence[nn.Module]], dtype: torch.dtype, mesh: DeviceMesh) -> bool:
-    """Whether a GPU can well keep all layers whole, in this dtype."""
+    """Whether the smallest GPU can well keep all layers whole, in this dtype: ranks that decided by
+    themselves could wait for each other without end."""
     if mesh.device_type != "cuda":
         return False
     parameters = [each for layers in stacks for layer in layers for each in layer.parameters()]
     taken = sum(each.numel() for each in parameters) * dtype.itemsize
-    return taken <= KEPT * torch.cuda.get_device_properties().total_memory
+    memory = torch.tensor(torch.cuda.get_device_properties().total_memory, device="cuda")
+    dist.all_reduce(memory, op=dist.ReduceOp.MIN)
+    return taken <= KEPT * memory.item()
 
 
 def fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:

@@ -89,7 +89,7 @@ class FSDP2Manager:
             patterns match whole dotted names. Left out, the plan for the model's kind is used.
         reshard_after_forward: Free each layer after its forward pass and gather it again in the
             backward pass; false needs more memory and sends less. auto is false where the layers
-            take less than 1/32 of a GPU's memory.
+            take no more than 1/32 of a GPU's memory.
         cpu_offload: Keep parameters, gradients and optimizer state in the host's memory.
     """
 
