@@ -9,9 +9,9 @@ Two rows of 4,096 tokens for the 1B shape and one for 8B, bfloat16, filled with 
 for what packing could gain. Rounds are interleaved. Results and gradients are compared with
 attention in float32. Masks are made before; what making one takes is told apart.
 
-Ways that might end the process (APART) run in one of their own. Beside what a call takes stands
-what its kernels take: more is waiting for the host, which in a step of many layers runs ahead. What
-is known is written after each case. cuDNN's graphs need the package nvidia-cudnn-frontend.
+Beside what a call takes stands what its kernels take: more is waiting for the host, which in a step
+of many layers runs ahead. What is known is written after each case. cuDNN's graphs need the package
+nvidia-cudnn-frontend.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ import itertools
 import json
 import math
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -42,9 +40,7 @@ from transformers.masking_utils import (
 )
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from packed_cudnn import RaggedByPyTorch  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from automodel_core.train.documents import document_blocks, document_bounds  # noqa: E402
 from automodel_models.cudnn_documents import attend_within  # noqa: E402
@@ -54,8 +50,6 @@ SHAPES = {"1b": (32, 8, 64, 2, 16), "8b": (32, 8, 128, 1, 32)}
 KINDS = ("even", "chats")
 LENGTH, CALLS, ROUNDS = 4096, 5, 5
 DEVICE = "cuda"
-# Seconds for all cases of ways in a process of their own.
-PATIENCE = 75
 # Makes masks, and gives what computes attention.
 Way = Callable[["Case"], Callable[[], torch.Tensor]]
 
@@ -163,20 +157,15 @@ def varlen_grouped(case: Case) -> Callable[[], torch.Tensor]:
     return attend
 
 
-def cudnn_ragged(
-    case: Case,
-    attention: Callable[..., torch.Tensor],
-    rounded: bool = False,
-    longest: int | None = None,
-) -> Callable[[], torch.Tensor]:
-    """By cuDNN's kernels, planned for as many documents as there are or for a rounded number, and
-    for the longest of them or for one as long."""
-    told = document_bounds(case.batch, lambda each: each.to(DEVICE), rounded=rounded)
+def cudnn_ragged(case: Case, longest: int | None = None) -> Callable[[], torch.Tensor]:
+    """By cuDNN's kernels, planned for a rounded number of documents, and for the longest of them or
+    for one as long."""
+    told = document_bounds(case.batch, lambda each: each.to(DEVICE), rounded=True)
     bounds = told["cu_seq_lens_q"]
     longest = longest or int(bounds.diff().max())
 
     def attend() -> torch.Tensor:
-        done = attention(*case.behind_each_other(), bounds, longest)
+        done = attend_within(*case.behind_each_other(), bounds, longest)
         return done.view(len(case.positions), LENGTH, *done.shape[1:])
 
     return attend
@@ -205,28 +194,17 @@ def unpacked(case: Case) -> Callable[[], torch.Tensor]:
 
 
 WAYS: dict[str, Way] = {
+    "cuDNN's graphs, as long as rows": lambda case: cudnn_ragged(case, LENGTH),
     "flex, masked by starts": flex,
     "varlen's kernels alone": varlen_grouped,
     "cuDNN, one document a row": unpacked,
 }
 OTHERS: dict[str, Way] = {
+    "cuDNN's graphs, as long as documents": cudnn_ragged,
     "flex, masked as by transformers": flex_as_transformers,
     "varlen": varlen,
     "varlen, without repeating heads": partial(varlen, repeats=False),
     "SDPA with a mask": masked,
-}
-
-
-# Together in a process of their own, the one least likely to end it first.
-by_graphs = partial(cudnn_ragged, attention=attend_within)
-APART: dict[str, dict[str, Way]] = {
-    "graphs": {
-        "cuDNN's graphs, as long as rows": partial(by_graphs, rounded=True, longest=LENGTH),
-        "cuDNN's graphs, as long as documents": partial(by_graphs, rounded=True),
-    },
-    "pytorch": {
-        "cuDNN's ragged rows by PyTorch": partial(cudnn_ragged, attention=RaggedByPyTorch.apply),
-    },
 }
 
 
@@ -327,23 +305,6 @@ def measure(shape: str, kind: str, ways: dict[str, Way]) -> list[dict[str, Any]]
     return rows
 
 
-def measure_apart(group: str) -> list[dict[str, Any]]:
-    """Ways on all cases, in a process of their own, whose end ends nothing else."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "rows.json")
-        command = [sys.executable, __file__, "--apart", group, "--out", str(file)]
-        command += ["--smoke"] * (DEVICE == "cpu")
-        try:
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-            why = f"its process ended with {ended.returncode}: {ended.stderr[-200:]}"
-        except subprocess.TimeoutExpired:
-            why = f"its process took over {PATIENCE} s"
-        rows = json.loads(file.read_text())["rows"] if file.exists() else []
-    if len(rows) < len(SHAPES) * len(KINDS) * len(APART[group]):
-        rows.append({"shape": "-", "documents": "others", "way": group, "failed": why})
-    return rows
-
-
 # FlexAttention's tiles of the backward pass to try, with stages and warps. PyTorch's own on an H100
 # are 64, 128, 128, 64, 3 and 8; those of its forward pass are no slower than others.
 TILES = ((64, 64, 64, 64, 3, 4), (64, 64, 64, 64, 2, 4))
@@ -405,16 +366,9 @@ def measured(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     if options.tune:
         yield from tuned()
         return
-    cases = list(itertools.product(SHAPES, KINDS))
-    if options.apart:  # one by one, so that what is known is written before the next begins
-        for name, way in APART[options.apart].items():
-            yield from (measure(shape, kind, {name: way}) for shape, kind in cases)
-        return
-    yield measure_apart("graphs")
     ways = WAYS | OTHERS if options.all else WAYS
-    yield from (measure(shape, kind, ways) for shape, kind in cases)
-    if options.all:
-        yield measure_apart("pytorch")
+    for shape, kind in itertools.product(SHAPES, KINDS):
+        yield measure(shape, kind, ways)
 
 
 def be_small() -> None:
@@ -430,7 +384,6 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="FlexAttention's tiles alone")
     parser.add_argument("--all", action="store_true", help="other ways too, known to be slower")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on a CPU")
-    parser.add_argument("--apart", choices=APART, help="these ways alone, in this process")
     options = parser.parse_args()
     if options.smoke:
         be_small()
@@ -439,7 +392,7 @@ def main() -> None:
         found["rows"] += rows
         options.out.write_text(json.dumps(found, indent=1))
         print(*map(shown, rows), sep="\n", flush=True)
-    if options.tune or options.apart or DEVICE == "cpu":
+    if options.tune or DEVICE == "cpu":
         return
     found["masks_ms"] = making_a_mask("even")
     options.out.write_text(json.dumps(found, indent=1))
