@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         words = list(sys.argv[1:] if arguments is None else arguments)
-        with uncollected() if words[:1] and words[0] in AT_ONCE else nullcontext():
+        with uncollected() if words and words[0] in AT_ONCE else nullcontext():
             code = cli.main(words, prog_name="automodel", standalone_mode=False, obj=words)
         return code if isinstance(code, int) else 0
     except click.exceptions.Abort:

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from automodel_models.attention import MEASURED_CUDNN, cudnn_version
 from automodel_models.cudnn_documents import attend_within
+from tests.plugins.models.documents import by_documents
 
 pytestmark = pytest.mark.gpu
 
@@ -22,15 +22,6 @@ def drawn(tokens, heads, width):
     generator = torch.Generator("cuda").manual_seed(heads)
     made = torch.randn(tokens, heads, width, device="cuda", generator=generator)
     return made.bfloat16().requires_grad_()
-
-
-def by_documents(query, key, value, bounds):
-    parts = []
-    for begin, end in itertools.pairwise(bounds):
-        part = [each[begin:end].double().transpose(0, 1)[None] for each in (query, key, value)]
-        done = scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True)
-        parts.append(done[0].transpose(0, 1))
-    return torch.cat(parts)
 
 
 def check(query, key, value, bounds, longest, within=0.02):

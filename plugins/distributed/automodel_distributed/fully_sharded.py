@@ -85,8 +85,8 @@ def are_small(stacks: Sequence[Sequence[nn.Module]], dtype: torch.dtype, mesh: D
         return False
     parameters = [each for layers in stacks for layer in layers for each in layer.parameters()]
     taken = sum(each.numel() for each in parameters) * dtype.itemsize
-    memory = torch.tensor(torch.cuda.get_device_properties().total_memory, device="cuda")
-    dist.all_reduce(memory, op=dist.ReduceOp.MIN)
+    memory = torch.tensor(torch.cuda.get_device_properties().total_memory)
+    dist.all_reduce(memory, op=dist.ReduceOp.MIN)  # on the host, where there is gloo always
     return taken <= KEPT * memory.item()
 
 

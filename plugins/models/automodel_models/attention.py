@@ -388,10 +388,11 @@ def cudnn_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **named
         )
     unknown = [name for name in WITHOUT if named.get(name) is not None]
-    if dropout or unknown:
-        name = "attention_dropout" if dropout else unknown[0]
+    unknown += ["attention_dropout"] * bool(dropout)
+    unknown += [] if query.dtype in HALVES else [str(query.dtype).removeprefix("torch.")]
+    if unknown:
         raise UserError(
-            f"cuDNN's attention of documents is used without {name}, and this model has it.",
+            f"cuDNN's attention of documents is used without {unknown[0]}, and this model has it.",
             fix="write attn_implementation: flex",
             path=("model", "attn_implementation"),
         )

@@ -1,11 +1,16 @@
 """The sizes of a mesh, what is refused, and that one process pays nothing."""
 
+from types import SimpleNamespace
+from unittest import mock
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from automodel_core.errors import UserError
 from automodel_core.protocols import Sizes
 from automodel_core.train.precision import PrecisionPlan
+from automodel_distributed.fully_sharded import are_small
 from automodel_distributed.managers import DDPManager, FSDP2Manager
 from tests.plugins.distributed.training import Case, build_model
 
@@ -76,3 +81,18 @@ def test_one_process_leaves_the_model_as_it_is(manager):
     assert all(x is y for x, y in zip(before[1], model.parameters(), strict=True))
     assert before[2] == len(model._forward_hooks)
     assert manager.one_pass(spread, len) is len
+
+
+def kept(memories):
+    """What a rank decides for a layer of 256 bytes, on GPUs of so many."""
+    found = SimpleNamespace(total_memory=memories[dist.get_rank()])
+    with mock.patch("torch.cuda.get_device_properties", return_value=found):
+        layers = [[torch.nn.Linear(8, 8, bias=False)]]
+        return are_small(layers, torch.float32, SimpleNamespace(device_type="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("memories", "expected"), [((8192, 8192), True), ((8192, 8191), False), ((8191, 8192), False)]
+)
+def test_ranks_of_unlike_gpus_agree_on_which_layers_they_keep(two_ranks, memories, expected):
+    assert two_ranks.run(kept, memories) == [expected, expected]

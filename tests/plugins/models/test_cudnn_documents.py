@@ -1,13 +1,11 @@
 """cuDNN's attention of documents: what its graphs are told, and what models do with it. On a CPU
 its part is PyTorch's (`cudnn_by_pytorch`); `tests/gpu/test_compiled.py` has the kernels."""
 
-import itertools
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from automodel_core.config.schema import Compile
@@ -21,6 +19,7 @@ from automodel_models.attention import cudnn_attention, register_cudnn
 from automodel_models.cudnn_documents import attend_within
 from automodel_models.cudnn_plans import Shape
 from tests.plugins.models import cudnn_by_pytorch
+from tests.plugins.models.documents import by_documents
 
 CPU = torch.device("cpu")
 CONFIG = {
@@ -49,16 +48,6 @@ def cudnn(monkeypatch):
 def drawn(tokens, heads, width=8):
     made = torch.randn(tokens, heads, width, generator=torch.Generator().manual_seed(heads))
     return made.bfloat16().requires_grad_()
-
-
-def by_documents(query, key, value, bounds):
-    """Each by itself, in float64."""
-    parts = []
-    for begin, end in itertools.pairwise(bounds):
-        part = [each[begin:end].double().transpose(0, 1)[None] for each in (query, key, value)]
-        done = scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True)
-        parts.append(done[0].transpose(0, 1))
-    return torch.cat(parts)
 
 
 @pytest.mark.parametrize("bounds", [[0, 24], [0, 1, 9, 24], [0, 10, 24, 24, 24]], ids=str)
@@ -158,12 +147,19 @@ def test_prompts_are_left_to_sdpa(cudnn):
 
 
 @pytest.mark.parametrize(
-    "has", [{"dropout": 0.1}, {"sliding_window": 4}, {"softcap": 30.0}, {"s_aux": torch.ones(4)}]
+    ("has", "name"),
+    [
+        ({"dropout": 0.1}, "attention_dropout"),
+        ({"sliding_window": 4}, "sliding_window"),
+        ({"softcap": 30.0}, "softcap"),
+        ({"s_aux": torch.ones(4)}, "s_aux"),
+        ({"dtype": torch.float32}, "float32"),
+    ],
 )
-def test_what_it_does_not_do_is_refused_by_name(has):
-    query, key = torch.ones(1, 4, 8, 16), torch.ones(1, 2, 8, 16)
+def test_what_it_does_not_do_is_refused_by_name(has, name):
+    query, key = torch.ones(1, 4, 8, 16).bfloat16(), torch.ones(1, 2, 8, 16).bfloat16()
+    query, key = (each.to(has.get("dtype", each.dtype)) for each in (query, key))
     bounds = torch.tensor([0, 8], dtype=torch.int32)
-    name = {"dropout": "attention_dropout"}.get(*has, *has)
     with pytest.raises(UserError, match=name):
         cudnn_attention(None, query, key, key, None, cu_seq_lens_q=bounds, **has)
 
