@@ -145,6 +145,8 @@ def race(
             for name in [each for each in running if each != OURS]:
                 running.pop(name).close()
             asked = [name for name in group if name in (options.contestants or group)]
+            if not asked:
+                continue
             new = [name for name in (OURS, *asked) if name not in found]
             for names in batched(new, options.together):
                 warm_up(names, case, folder, options, running, found)

@@ -186,6 +186,8 @@ def unsloth(case: Case, gate: Gate) -> None:
         padding_free=ragged,
         # Its padding-free mode insists on cutting rows itself, and so on preparing them.
         dataset_kwargs=None if ragged else {"skip_prepare_dataset": True},
+        # Each process more would import all of it, for rows that one goes through in a moment.
+        dataset_num_proc=1,
     )
     columns = Ragged(case.rows).columns if ragged else Rows(case.rows, packed=False).columns
     rows = Dataset.from_dict(
