@@ -2,13 +2,13 @@
 
 Between the frozen product and the update autograd would keep two results and add them into a third.
 Here `y = x W^T + b` is made once and the update added where it lies, as is what the adapter
-contributes to `dx = dy W`; kept for the backward pass are `x` and `scale * x A^T`, rank wide. The
-operators are opaque to torch.compile, which would else copy `y` before it adds to it. What the
-backward pass keeps has an operator of its own, so that a compiled layer that is computed again
-leaves out its last product.
+contributes to `dx = dy W`; kept for the backward pass are `x`, `scale * x A^T`, rank wide, and the
+factors. That sum is an operator, opaque to torch.compile, which would else copy `y` before it adds
+to it, and to selective activation checkpointing, which may keep it. All else the compiler sees, and
+calls without the way through Python.
 
-They are registered one by one and not by `torch.library.custom_op`, whose checks took the host 50
-to 230 us a call: in a model of many narrow layers the device waited for it.
+Operators are registered one by one and not by `torch.library.custom_op`, whose checks took the host
+50 to 230 us a call: in a model of many narrow layers the device waited for it.
 """
 
 from __future__ import annotations
@@ -23,20 +23,15 @@ from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 OPERATORS = torch.library.Library("automodel_peft", "DEF")
-OPERATORS.define(
-    "lora_reduced(Tensor x, Tensor a, Tensor scale, str method) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-OPERATORS.define(
-    "lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor reduced, Tensor a, Tensor b, "
-    "Tensor scale, str method) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-OPERATORS.define(
-    "lora_linear_backward(Tensor gradient, Tensor x, Tensor reduced, Tensor weight, Tensor a, "
-    "Tensor b, Tensor scale, bool needs_x, str method) -> (Tensor, Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
+for schema in (
+    "lora_product(Tensor x, Tensor weight, Tensor? bias, Tensor reduced, Tensor factor, bool triton)"
+    " -> Tensor",
+    "lora_reduce(Tensor x, Tensor factor, Tensor scale) -> Tensor",
+    "lora_gradient(Tensor x, Tensor reduced, Tensor like) -> Tensor",
+    "lora_reduce_and_gradient(Tensor x, Tensor factor, Tensor reduced, Tensor scale)"
+    " -> (Tensor, Tensor)",
+):
+    OPERATORS.define(schema, tags=torch.Tag.pt2_compliant_tag)
 
 # Method -> which products its Triton kernels make; the others are PyTorch's. `once` makes two of
 # the backward pass in one reading of dy.
@@ -67,131 +62,64 @@ def lora_linear(
         scale: A scalar.
         method: Of METHODS.
     """
-    a, b = factors
-    operators = torch.ops.automodel_peft
-    reduced = operators.lora_reduced(x.detach(), a.detach(), scale, method)
-    return operators.lora_linear(x, weight, bias, reduced, a, b, scale, method)
+    return _LoraLinear.apply(x, weight, bias, *factors, scale, method)
 
 
-@torch.library.impl(OPERATORS, "lora_reduced", "CompositeExplicitAutograd")
-def _reduced(x: torch.Tensor, a: torch.Tensor, scale: torch.Tensor, method: str) -> torch.Tensor:
-    """`scale * x A^T`, `[tokens, rank]`."""
-    rows = _rows(x)
-    return reduce(rows, a, scale, _fitting(method, rows))
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: torch.Tensor,
+        method: str,
+    ) -> torch.Tensor:
+        rows = _rows(x)
+        reduced = reduce(rows, a, scale, method)
+        ctx.save_for_backward(x, weight, a, b, scale, reduced)
+        ctx.method = method
+        y = product(rows, weight, bias, reduced, b, method)
+        return y.view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, a, b, scale, reduced = ctx.saved_tensors
+        dy, rows, method = _rows(gradient), _rows(x), ctx.method
+        if "once" in METHODS[method]:
+            operators = torch.ops.automodel_peft
+            of_reduced, of_b = operators.lora_reduce_and_gradient(dy, b, reduced, scale)
+        else:
+            of_reduced = reduce(dy, b.t(), scale, method)
+            of_b = factor_gradient(dy, reduced, b, method)
+        of_a = factor_gradient(rows, of_reduced, a.t(), method).t()
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = product(dy, weight.t(), None, of_reduced, a.t(), method).view(x.shape)
+        return of_x, None, None, of_a, of_b, None, None
 
 
-@torch.library.register_fake("automodel_peft::lora_reduced", lib=OPERATORS)
-def _(x, a, scale, method):
-    return x.new_empty(x.numel() // x.shape[-1], len(a))
-
-
-@torch.library.impl(OPERATORS, "lora_linear", "CompositeExplicitAutograd")
-def _forward(
+def product(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     reduced: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    scale: torch.Tensor,
+    factor: torch.Tensor,
     method: str,
 ) -> torch.Tensor:
-    """`[..., features_out]`; A and the scale, which `reduced` is made with, are for gradients."""
-    y = functional.linear(_rows(x), weight, bias)
-    add_expanded(y, reduced, b, _fitting(method, y))
-    return y.view(*x.shape[:-1], len(weight))
-
-
-@torch.library.register_fake("automodel_peft::lora_linear", lib=OPERATORS)
-def _(x, weight, bias, reduced, a, b, scale, method):
-    return x.new_empty(*x.shape[:-1], len(weight))
-
-
-@torch.library.impl(OPERATORS, "lora_linear_backward", "CompositeExplicitAutograd")
-def _backward(
-    gradient: torch.Tensor,
-    x: torch.Tensor,
-    reduced: torch.Tensor,
-    weight: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    scale: torch.Tensor,
-    needs_x: bool,
-    method: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of x (empty unless needed), A and B."""
-    dy, rows = _rows(gradient), _rows(x)
-    method = _fitting(method, rows)
-    if "once" in METHODS[method]:
-        of_reduced, of_b = _triton().reduce_and_gradient(dy, b, reduced, scale)
-    else:
-        of_reduced = reduce(dy, b.t(), scale, method)
-        of_b = factor_gradient(dy, reduced, b, method)
-    of_a = factor_gradient(rows, of_reduced, a.t(), method).t()
-    if not needs_x:
-        return x.new_empty(0), of_a, of_b
-    of_x = dy @ weight
-    add_expanded(of_x, of_reduced, a.t(), method)
-    return of_x.view(x.shape), of_a, of_b
-
-
-@torch.library.register_fake("automodel_peft::lora_linear_backward", lib=OPERATORS)
-def _(gradient, x, reduced, weight, a, b, scale, needs_x, method):
-    of_x = x.new_empty(x.shape) if needs_x else x.new_empty(0)
-    return of_x, a.new_empty(a.shape), b.new_empty(b.shape)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    x, weight, _, reduced, a, b, scale, ctx.method = inputs
-    ctx.save_for_backward(x, reduced, weight, a, b, scale)
-
-
-def _differentiate(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    needs_x = ctx.needs_input_grad[0]
-    of_x, of_a, of_b = torch.ops.automodel_peft.lora_linear_backward(
-        gradient, *ctx.saved_tensors, needs_x, ctx.method
-    )
-    return of_x if needs_x else None, None, None, None, of_a, of_b, None, None
-
-
-torch.library.register_autograd(
-    "automodel_peft::lora_linear", _differentiate, setup_context=_keep, lib=OPERATORS
-)
-
-
-# FlopCounterMode sees no products inside an operator, and selective activation checkpointing knows
-# by the formula that what one gives is dear. Of tensors they are given the shapes.
-@register_flop_formula(torch.ops.automodel_peft.lora_reduced)
-def _(x, a, *_, **__):
-    return 2 * math.prod(x) * a[0]
-
-
-@register_flop_formula(torch.ops.automodel_peft.lora_linear)
-def _(x, weight, bias, reduced, *_, **__):
-    (tokens, rank), (features_out, features_in) = reduced, weight
-    return 2 * tokens * features_out * (features_in + rank)
-
-
-@register_flop_formula(torch.ops.automodel_peft.lora_linear_backward)
-def _(gradient, x, reduced, weight, a, b, scale, needs_x, *_, **__):
-    (tokens, rank), (features_out, features_in) = reduced, weight
-    of_x = (features_out + rank) * features_in if needs_x else 0
-    return 2 * tokens * (rank * (2 * features_out + features_in) + of_x)
+    """`x W^T + b + reduced factor^T`, `[tokens, features]`; `factor` is `[features, rank]`."""
+    triton = "add" in METHODS[method]
+    low = factor if triton else factor.to(x.dtype)
+    return torch.ops.automodel_peft.lora_product(x, weight, bias, reduced, low, triton)
 
 
 def reduce(x: torch.Tensor, factor: torch.Tensor, scale: torch.Tensor, method: str) -> torch.Tensor:
     """`scale * x factor^T`, `[tokens, rank]`; `factor` is `[rank, features]`."""
     if "reduce" in METHODS[method]:
-        return _triton().reduce(x, factor, scale)
-    return (x @ factor.to(x.dtype).t()).mul_(scale)
-
-
-def add_expanded(y: torch.Tensor, reduced: torch.Tensor, factor: torch.Tensor, method: str) -> None:
-    """`y += reduced factor^T` in place; `factor` is `[features, rank]`."""
-    if "add" in METHODS[method]:
-        _triton().add_expanded(y, reduced, factor)
-    else:
-        y.addmm_(reduced, factor.to(y.dtype).t())
+        return torch.ops.automodel_peft.lora_reduce(x, factor, scale)
+    return x @ (factor * scale).to(x.dtype).t()
 
 
 def factor_gradient(
@@ -199,15 +127,88 @@ def factor_gradient(
 ) -> torch.Tensor:
     """`x^T reduced`, `[features, rank]`, in the dtype of `like`, and its strides."""
     if "factor" in METHODS[method]:
-        return _triton().factor_gradient(x, reduced, like)
+        return torch.ops.automodel_peft.lora_gradient(x, reduced, like)
     if like.stride(1) == 1:
         return (x.t() @ reduced).to(like.dtype)
-    return (reduced.t() @ x).t().to(like.dtype)
+    return (reduced.t() @ x).to(like.dtype).t()
 
 
-def _fitting(method: str, rows: torch.Tensor) -> str:
-    """An expert that no token was sent to has nothing for a kernel to do."""
-    return method if len(rows) else "lean"
+@torch.library.impl(OPERATORS, "lora_product", "CompositeExplicitAutograd")
+def _product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    reduced: torch.Tensor,
+    factor: torch.Tensor,
+    triton: bool,
+) -> torch.Tensor:
+    y = functional.linear(x, weight, bias)
+    if triton and len(x):
+        _triton().add_expanded(y, reduced, factor)
+    else:
+        y.addmm_(reduced, factor.to(y.dtype).t())
+    return y
+
+
+@torch.library.register_fake("automodel_peft::lora_product", lib=OPERATORS)
+def _(x, weight, bias, reduced, factor, triton):
+    return x.new_empty(len(x), len(weight))
+
+
+@torch.library.impl(OPERATORS, "lora_reduce", "CompositeExplicitAutograd")
+def _reduce(x: torch.Tensor, factor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return _triton().reduce(x, factor, scale) if len(x) else x.new_empty(0, len(factor))
+
+
+@torch.library.register_fake("automodel_peft::lora_reduce", lib=OPERATORS)
+def _(x, factor, scale):
+    return x.new_empty(len(x), len(factor))
+
+
+@torch.library.impl(OPERATORS, "lora_gradient", "CompositeExplicitAutograd")
+def _gradient(x: torch.Tensor, reduced: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return _triton().factor_gradient(x, reduced, like) if len(x) else torch.zeros_like(like)
+
+
+@torch.library.register_fake("automodel_peft::lora_gradient", lib=OPERATORS)
+def _(x, reduced, like):
+    return torch.empty_like(like)
+
+
+@torch.library.impl(OPERATORS, "lora_reduce_and_gradient", "CompositeExplicitAutograd")
+def _reduce_and_gradient(
+    x: torch.Tensor, factor: torch.Tensor, reduced: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if not len(x):
+        return torch.empty_like(reduced), torch.zeros_like(factor)
+    return _triton().reduce_and_gradient(x, factor, reduced, scale)
+
+
+@torch.library.register_fake("automodel_peft::lora_reduce_and_gradient", lib=OPERATORS)
+def _(x, factor, reduced, scale):
+    return torch.empty_like(reduced), torch.empty_like(factor)
+
+
+# FlopCounterMode sees no products inside an operator, and selective activation checkpointing knows
+# by the formula that what one gives is dear. Of tensors they are given the shapes.
+@register_flop_formula(torch.ops.automodel_peft.lora_product)
+def _(x, weight, bias, reduced, *_, **__):
+    return 2 * math.prod(weight) * x[0] + 2 * math.prod(reduced) * weight[0]
+
+
+@register_flop_formula(torch.ops.automodel_peft.lora_reduce)
+def _(x, factor, *_, **__):
+    return 2 * math.prod(x) * factor[0]
+
+
+@register_flop_formula(torch.ops.automodel_peft.lora_gradient)
+def _(x, reduced, *_, **__):
+    return 2 * math.prod(x) * reduced[1]
+
+
+@register_flop_formula(torch.ops.automodel_peft.lora_reduce_and_gradient)
+def _(x, factor, *_, **__):
+    return 4 * math.prod(x) * factor[1]
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

@@ -118,13 +118,16 @@ def test_it_is_the_same_under_activation_checkpointing(method):
 
 
 def test_the_operators_are_what_the_compiler_is_told():
-    x, weight, bias, a, b = drawn(*SHAPES[0])
-    scale, operators = torch.tensor(0.5, device=DEVICE), torch.ops.automodel_peft
-    reduced = operators.lora_reduced(x.detach(), a.detach(), scale, "lean")
-    torch.library.opcheck(
-        operators.lora_linear.default, (x, weight, bias, reduced, a, b, scale, "lean")
-    )
-    torch.library.opcheck(operators.lora_reduced.default, (x.detach(), a.detach(), scale, "lean"))
+    x, weight, bias, a, b = (each.detach() for each in drawn(*SHAPES[0]))
+    reduced, scale = x @ a.t(), torch.tensor(0.5, device=DEVICE)
+    operators, check = torch.ops.automodel_peft, torch.library.opcheck
+    check(operators.lora_product.default, (x, weight, bias, reduced, b, False))
+    check(operators.lora_product.default, (x, weight, None, reduced, b, False))
+    pytest.importorskip("triton")
+    check(operators.lora_product.default, (x, weight, bias, reduced, b, True))
+    check(operators.lora_reduce.default, (x, a, scale))
+    check(operators.lora_gradient.default, (x, reduced, a.t()))
+    check(operators.lora_reduce_and_gradient.default, (x @ weight.t(), b, reduced, scale))
 
 
 @pytest.mark.parametrize("needs_x", [False, True])
@@ -213,6 +216,10 @@ def gradients(model):
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
+# Of 14 layers three are given the frozen embedding.
+IN_BACKWARD = 11
+
+
 @pytest.mark.parametrize(("recompute", "again"), [("selective", 0), ("full", 14)])
 def test_selective_activation_checkpointing_keeps_its_result(recompute, again):
     model, products = model_with("lean", recompute), 0
@@ -220,12 +227,12 @@ def test_selective_activation_checkpointing_keeps_its_result(recompute, again):
     class Counted(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
             nonlocal products
-            products += operation is torch.ops.automodel_peft.lora_linear.default
+            products += operation is torch.ops.automodel_peft.lora_product.default
             return operation(*args, **(kwargs or {}))
 
     with Counted():
         found = gradients(model)
-    assert products == 14 + again
+    assert products == 14 + again + IN_BACKWARD
     for name, right in gradients(model_with("plain")).items():
         torch.testing.assert_close(found[name], right, rtol=1e-4, atol=1e-5)
 
@@ -241,7 +248,7 @@ def test_a_decoder_layer_compiles_into_one_graph(recompute, again):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             found = gradients(model)
     products = {event.key: event.count for event in profile.key_averages()}
-    assert products["automodel_peft::lora_linear"] == 14 + again
+    assert products["automodel_peft::lora_product"] == 14 + again + IN_BACKWARD
     assert compilation.graphs == 2  # nothing before the first layer trains
     for name, right in gradients(model_with("plain")).items():
         torch.testing.assert_close(found[name], right, rtol=1e-4, atol=1e-5)
