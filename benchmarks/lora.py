@@ -201,20 +201,22 @@ def measured(case: Case, rounds: int, compiled: bool, failed: dict[str, str]) ->
 
 def products(case: Case, rounds: int) -> dict[str, object]:
     """The adapter's products by PyTorch and by Triton, forward and backward apart."""
-    scale = torch.tensor(2.0, device=case.device)
     x, y = case.x.detach(), case.dy.clone()
+    a, b = (each.detach().to(x.dtype) for each in (case.a, case.b))
     kernels = importlib.import_module("automodel_peft.low_rank_triton")
-    small = lean_linear.reduce(x, case.a, scale, "lean")
-    calls: dict[str, Callable[[], object]] = {}
+    small = lean_linear.reduce(x, a, "lean")
+    calls: dict[str, Callable[[], object]] = {
+        "y+= lean": lambda: y.addmm_(small, b.t()),
+        "y+= triton": lambda: kernels.add_expanded(y, small, b),
+        "dt,dB once": lambda: kernels.reduce_and_gradient(y, b, small),
+    }
     for method in ("lean", "triton"):
-        calls[f"t {method}"] = lambda m=method: lean_linear.reduce(x, case.a, scale, m)
-        calls[f"dt {method}"] = lambda m=method: lean_linear.reduce(y, case.b.t(), scale, m)
-        calls[f"y+= {method}"] = lambda m=method: lean_linear.add_expanded(y, small, case.b, m)
-        calls[f"dB {method}"] = lambda m=method: lean_linear.factor_gradient(y, small, case.b, m)
+        calls[f"t {method}"] = lambda m=method: lean_linear.reduce(x, a, m)
+        calls[f"dt {method}"] = lambda m=method: lean_linear.reduce(y, b.t(), m)
+        calls[f"dB {method}"] = lambda m=method: lean_linear.factor_gradient(y, small, m)
         calls[f"dA {method}"] = lambda m=method: lean_linear.factor_gradient(
-            x, small, case.a.t(), m
+            x, small, m, transposed=True
         )
-    calls["dt,dB once"] = lambda: kernels.reduce_and_gradient(y, case.b, small, scale)
     for call in calls.values():
         call()
     return case.named() | {"ms": interleaved(case.device, calls, rounds)}
@@ -223,13 +225,14 @@ def products(case: Case, rounds: int) -> dict[str, object]:
 def tuned(case: Case, rounds: int) -> None:
     """Every kernel by its tiles, warps and stages; the five fastest and the present one."""
     kernels = importlib.import_module("automodel_peft.low_rank_triton")
-    scale, x, y = torch.tensor(2.0, device=case.device), case.x.detach(), case.dy.clone()
-    small = lean_linear.reduce(x, case.a, scale, "lean")
+    x, y = case.x.detach(), case.dy.clone()
+    a, b = (each.detach().to(x.dtype) for each in (case.a, case.b))
+    small = lean_linear.reduce(x, a, "lean")
     calls = {
-        "reduce": lambda: kernels.reduce(x, case.a, scale),
-        "add": lambda: kernels.add_expanded(y, small, case.b),
-        "factor": lambda: kernels.factor_gradient(y, small, case.b),
-        "once": lambda: kernels.reduce_and_gradient(y, case.b, small, scale),
+        "reduce": lambda: kernels.reduce(x, a),
+        "add": lambda: kernels.add_expanded(y, small, b),
+        "factor": lambda: kernels.factor_gradient(y, small, False),
+        "once": lambda: kernels.reduce_and_gradient(y, b, small),
     }
     for name, call in calls.items():
         present, found = kernels.TILES[name], []

@@ -24,12 +24,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 OPERATORS = torch.library.Library("automodel_peft", "DEF")
 for schema in (
-    "lora_product(Tensor x, Tensor weight, Tensor? bias, Tensor reduced, Tensor factor, bool triton)"
-    " -> Tensor",
-    "lora_reduce(Tensor x, Tensor factor, Tensor scale) -> Tensor",
-    "lora_gradient(Tensor x, Tensor reduced, Tensor like) -> Tensor",
-    "lora_reduce_and_gradient(Tensor x, Tensor factor, Tensor reduced, Tensor scale)"
-    " -> (Tensor, Tensor)",
+    "lora_product(Tensor x, Tensor weight, Tensor? bias, Tensor reduced, Tensor factor, "
+    "bool triton) -> Tensor",
+    "lora_reduce(Tensor x, Tensor factor) -> Tensor",
+    "lora_gradient(Tensor x, Tensor reduced, bool transposed) -> Tensor",
+    "lora_reduce_and_gradient(Tensor x, Tensor factor, Tensor reduced) -> (Tensor, Tensor)",
 ):
     OPERATORS.define(schema, tags=torch.Tag.pt2_compliant_tag)
 
@@ -77,60 +76,58 @@ class _LoraLinear(torch.autograd.Function):
         scale: torch.Tensor,
         method: str,
     ) -> torch.Tensor:
+        # In the dtype of the products, once for both passes.
+        scaled_a, low_b = (a * scale).to(x.dtype), b.to(x.dtype)
         rows = _rows(x)
-        reduced = reduce(rows, a, scale, method)
-        ctx.save_for_backward(x, weight, a, b, scale, reduced)
-        ctx.method = method
-        y = product(rows, weight, bias, reduced, b, method)
+        reduced = reduce(rows, scaled_a, method)
+        y = product(rows, weight, bias, (reduced, low_b), method)
+        ctx.save_for_backward(x, weight, scaled_a, low_b, scale, reduced)
+        ctx.method, ctx.dtype = method, a.dtype
         return y.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, a, b, scale, reduced = ctx.saved_tensors
+        x, weight, scaled_a, low_b, scale, reduced = ctx.saved_tensors
         dy, rows, method = _rows(gradient), _rows(x), ctx.method
         if "once" in METHODS[method]:
-            operators = torch.ops.automodel_peft
-            of_reduced, of_b = operators.lora_reduce_and_gradient(dy, b, reduced, scale)
+            of_reduced, of_b = torch.ops.automodel_peft.lora_reduce_and_gradient(dy, low_b, reduced)
         else:
-            of_reduced = reduce(dy, b.t(), scale, method)
-            of_b = factor_gradient(dy, reduced, b, method)
-        of_a = factor_gradient(rows, of_reduced, a.t(), method).t()
+            of_reduced = reduce(dy, low_b.t(), method)
+            of_b = factor_gradient(dy, reduced, method)
+        of_a = factor_gradient(rows, of_reduced, method, transposed=True)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = product(dy, weight.t(), None, of_reduced, a.t(), method).view(x.shape)
-        return of_x, None, None, of_a, of_b, None, None
+            of_x = product(dy, weight.t(), None, (of_reduced, scaled_a.t()), method).view(x.shape)
+        return of_x, None, None, of_a.to(ctx.dtype) * scale, of_b.to(ctx.dtype), None, None
 
 
 def product(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    reduced: torch.Tensor,
-    factor: torch.Tensor,
+    update: tuple[torch.Tensor, torch.Tensor],
     method: str,
 ) -> torch.Tensor:
-    """`x W^T + b + reduced factor^T`, `[tokens, features]`; `factor` is `[features, rank]`."""
+    """`x W^T + b + reduced factor^T`, `[tokens, features]`; `update` is what is reduced, `[tokens,
+    rank]`, and the factor, `[features, rank]`."""
     triton = "add" in METHODS[method]
-    low = factor if triton else factor.to(x.dtype)
-    return torch.ops.automodel_peft.lora_product(x, weight, bias, reduced, low, triton)
+    return torch.ops.automodel_peft.lora_product(x, weight, bias, *update, triton)
 
 
-def reduce(x: torch.Tensor, factor: torch.Tensor, scale: torch.Tensor, method: str) -> torch.Tensor:
-    """`scale * x factor^T`, `[tokens, rank]`; `factor` is `[rank, features]`."""
+def reduce(x: torch.Tensor, factor: torch.Tensor, method: str) -> torch.Tensor:
+    """`x factor^T`, `[tokens, rank]`; `factor` is `[rank, features]`."""
     if "reduce" in METHODS[method]:
-        return torch.ops.automodel_peft.lora_reduce(x, factor, scale)
-    return x @ (factor * scale).to(x.dtype).t()
+        return torch.ops.automodel_peft.lora_reduce(x, factor)
+    return x @ factor.t()
 
 
 def factor_gradient(
-    x: torch.Tensor, reduced: torch.Tensor, like: torch.Tensor, method: str
+    x: torch.Tensor, reduced: torch.Tensor, method: str, *, transposed: bool = False
 ) -> torch.Tensor:
-    """`x^T reduced`, `[features, rank]`, in the dtype of `like`, and its strides."""
+    """`x^T reduced`, `[features, rank]`, or as `[rank, features]`; Triton's is in float32."""
     if "factor" in METHODS[method]:
-        return torch.ops.automodel_peft.lora_gradient(x, reduced, like)
-    if like.stride(1) == 1:
-        return (x.t() @ reduced).to(like.dtype)
-    return (reduced.t() @ x).to(like.dtype).t()
+        return torch.ops.automodel_peft.lora_gradient(x, reduced, transposed)
+    return reduced.t() @ x if transposed else x.t() @ reduced
 
 
 @torch.library.impl(OPERATORS, "lora_product", "CompositeExplicitAutograd")
@@ -146,7 +143,7 @@ def _product(
     if triton and len(x):
         _triton().add_expanded(y, reduced, factor)
     else:
-        y.addmm_(reduced, factor.to(y.dtype).t())
+        y.addmm_(reduced, factor.t())
     return y
 
 
@@ -155,38 +152,43 @@ def _(x, weight, bias, reduced, factor, triton):
     return x.new_empty(len(x), len(weight))
 
 
+# An expert that no token was sent to has nothing for a kernel to do.
 @torch.library.impl(OPERATORS, "lora_reduce", "CompositeExplicitAutograd")
-def _reduce(x: torch.Tensor, factor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return _triton().reduce(x, factor, scale) if len(x) else x.new_empty(0, len(factor))
+def _reduce(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return _triton().reduce(x, factor) if len(x) else x.new_empty(0, len(factor))
 
 
 @torch.library.register_fake("automodel_peft::lora_reduce", lib=OPERATORS)
-def _(x, factor, scale):
+def _(x, factor):
     return x.new_empty(len(x), len(factor))
 
 
 @torch.library.impl(OPERATORS, "lora_gradient", "CompositeExplicitAutograd")
-def _gradient(x: torch.Tensor, reduced: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return _triton().factor_gradient(x, reduced, like) if len(x) else torch.zeros_like(like)
+def _gradient(x: torch.Tensor, reduced: torch.Tensor, transposed: bool) -> torch.Tensor:
+    if not len(x):
+        return _empty_gradient(x, reduced, transposed).zero_()
+    return _triton().factor_gradient(x, reduced, transposed)
 
 
 @torch.library.register_fake("automodel_peft::lora_gradient", lib=OPERATORS)
-def _(x, reduced, like):
-    return torch.empty_like(like)
+def _empty_gradient(x, reduced, transposed):
+    features, rank = x.shape[1], reduced.shape[1]
+    size = (rank, features) if transposed else (features, rank)
+    return x.new_empty(size, dtype=torch.float32)
 
 
 @torch.library.impl(OPERATORS, "lora_reduce_and_gradient", "CompositeExplicitAutograd")
 def _reduce_and_gradient(
-    x: torch.Tensor, factor: torch.Tensor, reduced: torch.Tensor, scale: torch.Tensor
+    x: torch.Tensor, factor: torch.Tensor, reduced: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if not len(x):
-        return torch.empty_like(reduced), torch.zeros_like(factor)
-    return _triton().reduce_and_gradient(x, factor, reduced, scale)
+        return torch.empty_like(reduced), _empty_gradient(x, reduced, False).zero_()
+    return _triton().reduce_and_gradient(x, factor, reduced)
 
 
 @torch.library.register_fake("automodel_peft::lora_reduce_and_gradient", lib=OPERATORS)
-def _(x, factor, reduced, scale):
-    return torch.empty_like(reduced), torch.empty_like(factor)
+def _(x, factor, reduced):
+    return torch.empty_like(reduced), _empty_gradient(x, reduced, False)
 
 
 # FlopCounterMode sees no products inside an operator, and selective activation checkpointing knows

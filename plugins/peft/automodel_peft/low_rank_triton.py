@@ -1,8 +1,8 @@
 """The adapter's four products as Triton kernels, for LoRA's skinny matrices.
 
-The factors are read in their own precision and rounded to that of the activations on the way;
-products accumulate in float32. A sum that several programs share is written in parts and added by a
-second kernel in a fixed order, so that a run repeats to the last bit.
+All are read in one precision; products accumulate in float32. A sum that several programs share is
+written in parts and added by a second kernel in a fixed order, so that a run repeats to the last
+bit.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ PROGRAMS = 264
 FINISH = 2048
 
 
-def reduce(x: torch.Tensor, factor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """`scale * x factor^T`: `[tokens, features]` by `[rank, features]`, any strides of `factor`."""
+def reduce(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """`x factor^T`: `[tokens, features]` by `[rank, features]`, any strides of `factor`."""
     (tokens, features), rank = x.shape, len(factor)
     rows, columns, warps, stages = _sizes("reduce", x, rank)
     parts, span = _parts(triton.cdiv(tokens, rows), features, columns)
@@ -35,7 +35,7 @@ def reduce(x: torch.Tensor, factor: torch.Tensor, scale: torch.Tensor) -> torch.
         SPAN=span, RANK=rank, RANKS=_padded(rank), ROWS=rows, COLUMNS=columns,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    return _finished(partial, scale, x.dtype)
+    return _finished(partial, x.dtype)
 
 
 def add_expanded(y: torch.Tensor, reduced: torch.Tensor, factor: torch.Tensor) -> None:
@@ -50,24 +50,28 @@ def add_expanded(y: torch.Tensor, reduced: torch.Tensor, factor: torch.Tensor) -
     )  # fmt: skip
 
 
-def factor_gradient(x: torch.Tensor, reduced: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """`x^T reduced` over the tokens, `[features, rank]`, in the dtype and strides of `like`."""
+def factor_gradient(x: torch.Tensor, reduced: torch.Tensor, transposed: bool) -> torch.Tensor:
+    """`x^T reduced` over the tokens, `[features, rank]`, or as `[rank, features]`, in float32."""
     (tokens, features), rank = x.shape, reduced.shape[1]
     rows, columns, warps, stages = _sizes("factor", x, rank)
     parts, span = _parts(triton.cdiv(features, columns), tokens, rows)
-    partial, strides = _partial_gradient(parts, like)
+    size, strides = (
+        ((rank, features), (1, features)) if transposed else ((features, rank), (rank, 1))
+    )
+    partial = torch.empty(parts, *size, device=x.device)
     _factor_gradient[(triton.cdiv(features, columns), parts)](
         x, reduced, partial, tokens, features, x.stride(0), *strides,
         SPAN=span, RANK=rank, RANKS=_padded(rank), ROWS=rows, COLUMNS=columns,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    return _gradient(partial, like)
+    return _finished(partial, torch.float32)
 
 
 def reduce_and_gradient(
-    x: torch.Tensor, factor: torch.Tensor, reduced: torch.Tensor, scale: torch.Tensor
+    x: torch.Tensor, factor: torch.Tensor, reduced: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`scale * x factor` and `x^T reduced` in one reading of `x`; `factor` is `[features, rank]`.
+    """`x factor` and `x^T reduced`, in float32, in one reading of `x`; `factor` is
+    `[features, rank]`.
 
     What it saves of `x` it spends on parts of the gradient, one for every block of tokens.
     """
@@ -76,14 +80,13 @@ def reduce_and_gradient(
     blocks = triton.cdiv(tokens, rows)
     parts, span = _parts(blocks, features, columns)
     sums = torch.empty(parts, tokens, rank, device=x.device)
-    partial, strides = _partial_gradient(blocks, factor)
+    partial = torch.empty(blocks, features, rank, device=x.device)
     _reduce_and_gradient[(blocks, parts)](
-        x, factor, reduced, sums, partial, tokens, features, x.stride(0),
-        *factor.stride(), *strides,
+        x, factor, reduced, sums, partial, tokens, features, x.stride(0), *factor.stride(),
         SPAN=span, RANK=rank, RANKS=_padded(rank), ROWS=rows, COLUMNS=columns,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    return _finished(sums, scale, x.dtype), _gradient(partial, factor)
+    return _finished(sums, x.dtype), _finished(partial, torch.float32)
 
 
 def _sizes(kernel: str, x: torch.Tensor, rank: int) -> tuple[int, int, int, int]:
@@ -108,31 +111,16 @@ def _parts(programs: int, length: int, block: int) -> tuple[int, int]:
     return triton.cdiv(length, span), span
 
 
-def _partial_gradient(parts: int, like: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Room for the parts of a gradient, and the strides of `[features, rank]` in one: A is stored
-    the other way round."""
-    features, rank = like.shape
-    strides = (rank, 1) if like.stride(1) == 1 else (1, features)
-    return torch.empty(parts, features * rank, device=like.device), strides
-
-
-def _gradient(partial: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    features, rank = like.shape
-    total = _finished(partial, None, like.dtype)
-    return total.view(features, rank) if like.stride(1) == 1 else total.view(rank, features).t()
-
-
-def _finished(
-    partial: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype
-) -> torch.Tensor:
-    """The sum of the parts, in order, times `scale`."""
+def _finished(partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The sum of the parts, in order."""
+    if len(partial) == 1 and partial.dtype == dtype:
+        return partial[0]
     total = torch.empty(partial.shape[1:], dtype=dtype, device=partial.device)
     size, parts = total.numel(), triton.next_power_of_2(len(partial))
     chunk = min(parts, FINISH // 32)
     _finish[(triton.cdiv(size, FINISH // chunk),)](
-        partial, partial if scale is None else scale, total, size, len(partial),
-        SCALED=scale is not None, PARTS=parts, CHUNK=chunk, BLOCK=FINISH // chunk,
-    )  # fmt: skip
+        partial, total, size, len(partial), PARTS=parts, CHUNK=chunk, BLOCK=FINISH // chunk
+    )
     return total
 
 
@@ -165,7 +153,7 @@ def _reduce(
         columns = part * SPAN + start + tl.arange(0, COLUMNS)
         block = _tile(x, rows, columns, x_stride, 1, tokens, features)
         down = _tile(factor, columns, ranks, feature_stride, rank_stride, features, RANK)
-        total = tl.dot(block, down.to(block.dtype), total, input_precision="ieee")
+        total = tl.dot(block, down, total, input_precision="ieee")
     partial += part.to(tl.int64) * tokens * RANK
     _put(partial, total, rows, ranks, RANK, 1, tokens, RANK)
 
@@ -181,7 +169,7 @@ def _add_expanded(
     block = _tile(y, rows, columns, y_stride, 1, tokens, features)
     small = _tile(reduced, rows, ranks, RANK, 1, tokens, RANK)
     up = _tile(factor, ranks, columns, rank_stride, feature_stride, RANK, features)
-    total = tl.dot(small, up.to(small.dtype), block.to(tl.float32), input_precision="ieee")
+    total = tl.dot(small, up, block.to(tl.float32), input_precision="ieee")
     _put(y, total.to(block.dtype), rows, columns, y_stride, 1, tokens, features)
 
 
@@ -207,7 +195,7 @@ def _factor_gradient(
 @triton.jit
 def _reduce_and_gradient(
     x, factor, reduced, sums, partial, tokens, features, x_stride,
-    feature_stride, rank_stride, partial_feature_stride, partial_rank_stride,
+    feature_stride, rank_stride,
     SPAN: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -221,26 +209,21 @@ def _reduce_and_gradient(
         columns = part * SPAN + start + tl.arange(0, COLUMNS)
         block = _tile(x, rows, columns, x_stride, 1, tokens, features)
         down = _tile(factor, columns, ranks, feature_stride, rank_stride, features, RANK)
-        total = tl.dot(block, down.to(block.dtype), total, input_precision="ieee")
+        total = tl.dot(block, down, total, input_precision="ieee")
         gradient = tl.dot(tl.trans(block), small, input_precision="ieee")
-        _put(
-            partial, gradient, columns, ranks, partial_feature_stride, partial_rank_stride,
-            features, RANK,
-        )  # fmt: skip
+        _put(partial, gradient, columns, ranks, RANK, 1, features, RANK)
     sums += part.to(tl.int64) * tokens * RANK
     _put(sums, total, rows, ranks, RANK, 1, tokens, RANK)
 
 
 @triton.jit
 def _finish(
-    partial, scale, total, size, parts,
-    SCALED: tl.constexpr, PARTS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    partial, total, size, parts,
+    PARTS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     found = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, PARTS, CHUNK):
         chunk = first + tl.arange(0, CHUNK)
         found += tl.sum(_tile(partial, chunk, places, size, 1, parts, size), axis=0)
-    if SCALED:
-        found *= tl.load(scale).to(tl.float32)
     tl.store(total + places, found.to(total.dtype.element_ty), mask=places < size)
