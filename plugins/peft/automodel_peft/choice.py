@@ -58,7 +58,7 @@ def refused(reason: str) -> UserError:
 
 
 def fastest(features_in: int, features_out: int, rank: int) -> str:
-    """By the tables of docs/benchmarks/lora.md: on an H100, in 36 of 36 rows within 1%."""
+    """By the tables of docs/benchmarks/lora.md: on an H100, in 33 of 34 rows within 1%."""
     if min(features_in, features_out) < WIDE:
         return "lean"
     return "triton_once" if rank <= ONCE else "triton_add"
