@@ -21,7 +21,7 @@ test-all: $(INSTALLED)
 	CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu"
 
 test-gpu:
-	HF_HUB_OFFLINE=1 python3 -m pytest -q -m gpu tests/gpu
+	HF_HUB_OFFLINE=1 python3 -m pytest -q -m gpu tests
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -51,6 +51,7 @@ PACKAGES = ("torch", "transformers", "triton", "unsloth", "unsloth_zoo", "torcht
 
 COLUMNS = {
     "1b-full": Column("1b", "full", 2, (("by hand", "torchtitan + compile", "unsloth"),)),
+    "1b-update": Column("1b", "full", 2, (("automodel triton_adamw",),)),
     "1b-lora": Column("1b", "lora", 2, (("by hand", "unsloth", "Trainer + Liger"),)),
     # Weights of four don't fit beside one's activations.
     "8b-lora": Column("8b", "lora", 1, (("by hand", "unsloth"), ("Trainer + Liger",))),

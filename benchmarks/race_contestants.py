@@ -106,6 +106,12 @@ def automodel_unpacked(case: Case, gate: Gate) -> None:
     automodel(case, gate, dataset=mock, packed_sequence=None)
 
 
+def automodel_triton_adamw(case: Case, gate: Gate) -> None:
+    """Ours with our kernel for updates."""
+    adamw = {"_target_": "triton_adamw", "lr": RATE, "weight_decay": 0.0}
+    automodel(case, gate, optimizer=adamw)
+
+
 def by_hand(case: Case, gate: Gate) -> None:
     """The loop that somebody would write for this model alone."""
     import race_loops
@@ -265,6 +271,7 @@ CONTESTANTS = {
     "automodel flex": partial(automodel_with, "flex"),
     "automodel varlen": partial(automodel_with, "varlen"),
     "automodel unpacked": automodel_unpacked,
+    "automodel triton_adamw": automodel_triton_adamw,
     "by hand": by_hand,
     "torchtitan + compile": torchtitan,
     "unsloth": unsloth,

@@ -337,7 +337,8 @@ def may_be_fused(config: RunConfig, context: RunContext, model: PreTrainedModel)
         "differentiable",
     } & config.optimizer.arguments.keys()
     trained = [p for p in model.parameters() if p.requires_grad]
-    adam = context.targets.load(config.optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+    made = context.targets.load(config.optimizer)
+    adam = isinstance(made, type) and issubclass(made, torch.optim.Adam | torch.optim.AdamW)
     whole = not any(hasattr(p, "device_mesh") for p in trained)
     return not chosen and (adam or whole) and all(p.is_cuda for p in trained)
 

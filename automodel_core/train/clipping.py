@@ -2,8 +2,8 @@
 
 PyTorch's fused optimizers divide every gradient by the tensor `grad_scale`, if they have that
 attribute, before they round anything; it was made for `torch.amp.GradScaler`, which leaves alone
-what stands there when it has unscaled the gradients already. They write the quotients back, so
-that gradients after the update are what clipping would have made of them.
+what stands there when it has unscaled the gradients already. Some write the quotients back: what
+gradients are after the update is not to be relied on.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ def scales_gradients(optimizer: torch.optim.Optimizer) -> bool:
 
     Others than PyTorch's have the flag and look for neither, since they were made for a GradScaler
     that is passed to `step`: they would take steps that aren't clipped. So its groups must say as
-    well that their updates are fused, and the step must be PyTorch's.
+    well that their updates are fused, and the step must be PyTorch's, or its class say that it
+    `honours_grad_scale`.
     """
+    kind = type(optimizer)
     flag = getattr(optimizer, "_step_supports_amp_scaling", False)
-    flag = flag and type(optimizer).step.__module__.startswith("torch.optim.")
+    flag = flag and (
+        kind.step.__module__.startswith("torch.optim.")
+        or getattr(kind, "honours_grad_scale", False)
+    )
     return flag and all(group.get("fused") for group in optimizer.param_groups)
 
 

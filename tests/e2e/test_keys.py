@@ -266,7 +266,12 @@ def test_validation_dataloader(automodel, squad_folder, micro_batches):
 
 @pytest.mark.parametrize(
     ("name", "lr"),
-    [("torch.optim.Adam", 1e-3), ("torch.optim.AdamW", 1e-3), ("torch.optim.SGD", 0.1)],
+    [
+        ("torch.optim.Adam", 1e-3),
+        ("torch.optim.AdamW", 1e-3),
+        ("torch.optim.SGD", 0.1),
+        ("triton_adamw", 1e-3),
+    ],
 )
 def test_optimizer_target(automodel, name, lr):
     run = automodel({"optimizer": {"_target_": name, "lr": lr}})

@@ -31,6 +31,7 @@ from automodel_distributed import managers
 from automodel_losses.chunked_ce import ChunkedCrossEntropy
 from automodel_losses.fused_linear_ce import FusedLinearCrossEntropy
 from automodel_losses.masked_ce import MaskedCrossEntropy
+from automodel_optimizers.triton_adamw import TritonAdamW
 from automodel_peft.lora import PeftConfig
 
 SMALL = {
@@ -141,7 +142,7 @@ def loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def optimizer_for(case: Case, model: torch.nn.Module) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = by_mesh([{"params": trained}])
-    return torch.optim.AdamW(groups, lr=3e-3, fused=case.fused_update)
+    return TritonAdamW(groups, lr=3e-3, fused=case.fused_update)
 
 
 def clip_and_update(
