@@ -29,6 +29,22 @@ class TritonAdamW(torch.optim.AdamW):
     Arguments, state and formula are `torch.optim.AdamW`'s (Loshchilov and Hutter 2019,
     https://arxiv.org/abs/1711.05101). The kernel is for `fused` updates on a GPU, which a run there
     chooses where the YAML doesn't say; other updates are PyTorch's.
+
+    Args:
+        params: Parameters or groups of them.
+        lr: Learning rate.
+        betas: Decay of the running means of the gradient and of its square.
+        eps: Added to the root of the second mean.
+        weight_decay: Share of each weight that a step of rate 1 takes away.
+        amsgrad: Divide by the largest second mean so far, by PyTorch's update.
+        maximize: Go up the gradient, by PyTorch's update.
+        foreach: PyTorch's update of many tensors in several kernels.
+        capturable: PyTorch's update for CUDA graphs.
+        differentiable: PyTorch's update that autograd goes through.
+        fused: By the kernel; absent, PyTorch's update of its choice.
+
+    Raises:
+        ValueError: A value is out of its range.
     """
 
     # Gradients are divided by `grad_scale` as they are read; they stay what they are.
