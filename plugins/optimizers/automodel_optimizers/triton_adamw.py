@@ -10,15 +10,17 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# Of a group: what the kernel doesn't do.
+# Of a group, what the kernel doesn't do.
 BEYOND = ("amsgrad", "maximize", "capturable", "differentiable")
+# What PyTorch's update keeps of a parameter, beside the number of steps.
+MEANS = ("exp_avg", "exp_avg_sq")
 # Triton's interpreter runs kernels on the CPU.
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -72,7 +74,8 @@ class TritonAdamW(torch.optim.AdamW):
 
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
         """One update of every parameter that has a gradient."""
-        if not (closure is None and all(map(fits_kernel, self.param_groups)) and with_triton()):
+        fitting = all(fits_kernel(group, self.state) for group in self.param_groups)
+        if not (closure is None and fitting and with_triton()):
             return super().step(closure)
         with torch.no_grad():
             for group in self.param_groups:
@@ -95,9 +98,8 @@ class TritonAdamW(torch.optim.AdamW):
             [
                 Updated(
                     local(each),
-                    local(summed(each)),
-                    local(of["exp_avg"]),
-                    local(of["exp_avg_sq"]),
+                    local_gradient(each),
+                    *(local(of[name]) for name in MEANS),
                     of["step"],
                 )
                 for each, of in zip(parameters, states, strict=True)
@@ -112,31 +114,30 @@ class TritonAdamW(torch.optim.AdamW):
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
-            for name in ("exp_avg", "exp_avg_sq"):
+            for name in MEANS:
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state
 
 
-def fits_kernel(group: dict[str, Any]) -> bool:
-    """Whether the kernel does what a group asks of its parameters."""
+def fits_kernel(group: dict[str, Any], state: Mapping[torch.Tensor, dict[str, Any]]) -> bool:
+    """Whether the kernel does what a group asks, and its tensors are what the kernel reads."""
     plain = group["fused"] and not isinstance(group["lr"], torch.Tensor)
-    plain = plain and not any(group[each] for each in BEYOND)
-    return bool(plain) and all(map(lies_plainly, group["params"]))
+    if not plain or any(group[each] for each in BEYOND):
+        return False
+    trained = [each for each in group["params"] if each.grad is not None]
+    return all(lies_plainly(each, state.get(each, {})) for each in trained)
 
 
-def lies_plainly(parameter: torch.Tensor) -> bool:
-    """Whether a parameter and its gradient are one piece of memory each, of numbers that the kernel
-    knows."""
-    if parameter.grad is None:
-        return True
-    tensors = local(parameter), local(parameter.grad)
-    return all(
-        each.device.type == DEVICE
-        and each.dtype in DTYPES
-        and each.dtype == parameter.dtype
-        and each.layout == torch.strided
-        and each.is_contiguous()
-        for each in tensors
+def lies_plainly(parameter: torch.Tensor, state: dict[str, torch.Tensor]) -> bool:
+    """Whether a parameter and its means are one piece of memory each, of numbers that the kernel
+    knows, and its gradient is of the same numbers."""
+    kept = [local(each) for each in (parameter, *(state[name] for name in MEANS if name in state))]
+    alike = all(each.dtype == parameter.dtype for each in (*kept, parameter.grad))
+    plain = local(parameter.grad).layout == torch.strided and parameter.dtype in DTYPES
+    return (
+        alike
+        and plain
+        and all(each.device.type == DEVICE and each.is_contiguous() for each in kept)
     )
 
 
@@ -145,13 +146,13 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def summed(parameter: torch.Tensor) -> torch.Tensor:
-    """The gradient, laid out over ranks as the parameter is: it may be in parts that are to be
-    added, where each rank has computed with some of the tokens."""
+def local_gradient(parameter: torch.Tensor) -> torch.Tensor:
+    """A rank's part of the gradient, as its part of the parameter lies. The gradient may be in
+    parts that are to be added, where each rank has computed with some of the tokens."""
     gradient = parameter.grad
-    if not isinstance(gradient, DTensor) or gradient.placements == parameter.placements:
-        return gradient
-    return gradient.redistribute(placements=parameter.placements)
+    if isinstance(gradient, DTensor) and gradient.placements != parameter.placements:
+        gradient = gradient.redistribute(placements=parameter.placements)
+    return local(gradient).contiguous()
 
 
 @functools.cache

@@ -141,8 +141,29 @@ def test_what_the_kernel_does_not_do_pytorch_does(asked):
     rates = RATES | {"fused": True} | asked
     ours, theirs = TritonAdamW(parameters(), **rates), torch.optim.AdamW(parameters(), **rates)
     found, right = take_steps(ours), take_steps(theirs)
-    assert not fits_kernel(ours.param_groups[0])
+    assert not fits_kernel(ours.param_groups[0], ours.state)
     assert all(map(torch.equal, found[0] + found[1], right[0] + right[1]))
+
+
+def test_gradients_may_lie_otherwise_than_their_weights():
+    (ours,), (theirs,) = parameters([(30, 20)]), parameters([(30, 20)])
+    optimizer = TritonAdamW([ours], fused=True, **RATES)
+    reference = torch.optim.AdamW([theirs], fused=False, **RATES)
+    gradient = torch.linspace(-1, 1, 600, device=DEVICE).view(20, 30)
+    ours.grad, theirs.grad = gradient.t(), gradient.t()
+    assert fits_kernel(optimizer.param_groups[0], optimizer.state)
+    optimizer.step()
+    reference.step()
+    torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=1e-6)
+
+
+def test_means_of_another_dtype_are_not_read_as_if_they_were_alike():
+    trained = parameters([(6, 4)])
+    optimizer = TritonAdamW(trained, fused=True, **RATES)
+    take_steps(optimizer, 1)
+    optimizer.state[trained[0]]["exp_avg"] = optimizer.state[trained[0]]["exp_avg"].bfloat16()
+    trained[0].grad = torch.ones_like(trained[0])
+    assert not fits_kernel(optimizer.param_groups[0], optimizer.state)
 
 
 @settings(max_examples=15, deadline=None)
